@@ -1,0 +1,41 @@
+# Every target works on a fresh clone: it sets up .venv first, once.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo course test lab lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## create .venv with the tested versions of everything (PYTHON=... chooses the interpreter)
+
+demo: $(STAMP)  ## the shortest way from nothing to pictures (ARGS="-p train_steps 60" to change a parameter)
+	$(PY) -m galiplib.course demo $(ARGS)
+
+course: $(STAMP)  ## run all notebooks in order (ARGS="02 03" for some of them)
+	$(PY) -m galiplib.course run $(ARGS)
+
+test: $(STAMP)  ## run the tests (ARGS="-m 'not slow'" for the fast ones)
+	$(PY) -m pytest $(ARGS)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(ARGS)
+
+lint: $(STAMP)  ## check the code's style and that the notebooks carry no outputs
+	$(BIN)/ruff check .
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+clean:  ## remove .venv and caches; data/ and outputs/ stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("galiplib needs Python 3.11 or later: make setup PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --python $(PY) -c constraints.txt -e '.[all]'
+	touch $@

@@ -1,0 +1,224 @@
+"""The one door to CLIP (Radford et al., 2021, "Learning Transferable Visual Models From Natural Language Supervision").
+
+Everything that the rest of the library knows of CLIP passes through `ClipBridge`: tokens, text and image embeddings,
+the tapped layers that the discriminator looks at, and the mapper inside the generator (GALIP, CVPR 2023, sec. 3.2).
+The model behind the door is always `clip.model.CLIP`, whatever its size; all geometry is read from it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    import clip
+    from clip.model import CLIP
+    from clip.simple_tokenizer import SimpleTokenizer
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own preprocessing, for pixels in [0, 1]
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+CONVENTIONS = ("clip", "reference")
+
+
+@lru_cache(maxsize=1)
+def bpe_tokenizer() -> SimpleTokenizer:
+    """CLIP's byte-pair tokenizer, with its 49,408 entries."""
+    return SimpleTokenizer()
+
+
+def default_taps(layers: int) -> tuple[int, ...]:
+    """The tapped image blocks, 0-based: GALIP's 1, 4, 8 of 12, at the same relative depth in another ViT."""
+    return tuple(max(0, round(tap * layers / 12)) for tap in (1, 4, 8)) if layers != 12 else (1, 4, 8)
+
+
+def default_prompt_layers(layers: int) -> int:
+    """How many blocks, from block 1 on, get a prompt token: GALIP's 8 of 12, at the same relative depth."""
+    return max(1, min(layers - 1, round(8 * layers / 12)))
+
+
+def attention(block: nn.Module, x: Tensor) -> Tensor:
+    """A CLIP block's self-attention, (B, L, D) -> (B, L, D), written out.
+
+    On the small shapes of a small CLIP this is faster on a CPU, backward included, than the fused kernel
+    (`benchmarks/attention.py` measures it); elsewhere the fused one is used.
+    """
+    attn = block.attn
+    batch, length, width = x.shape
+    q, k, v = (
+        F.linear(x, attn.in_proj_weight, attn.in_proj_bias)  # (B, L, 3D)
+        .view(batch, length, 3, attn.num_heads, width // attn.num_heads)
+        .permute(2, 0, 3, 1, 4)  # (3, B, heads, L, d)
+    )
+    mask = block.attn_mask
+    if mask is not None:
+        mask = mask[:length, :length].to(x)
+    if x.device.type == "cpu" and length <= 128:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, L, L)
+        y = (scores if mask is None else scores + mask).softmax(-1) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attn.out_proj(y.transpose(1, 2).reshape(batch, length, width))
+
+
+def run_block(block: nn.Module, x: Tensor) -> Tensor:
+    """One residual attention block of CLIP, (B, L, D) -> (B, L, D)."""
+    x = x + attention(block, block.ln_1(x))
+    return x + block.mlp(block.ln_2(x))
+
+
+class ClipBridge(nn.Module):
+    """A CLIP and everything that the GAN asks of it.
+
+    Args:
+        model: the CLIP. Frozen here, in eval mode, unless `trainable`.
+        convention: how images in [-1, 1] become the input of the image encoder. "clip": to [0, 1], antialiased
+            resize, normalised, as CLIP was trained. "reference": what GALIP's published code does and its weights
+            and scores depend on: rescaled to [0, 1] twice (so to [0.5, 1]) with nearest resizing.
+        taps: 0-based blocks whose output the discriminator sees; by default GALIP's, scaled to the depth.
+        prompt_layers: number of blocks with a prompt token in the mapper; by default GALIP's, scaled.
+
+    Raises:
+        ValueError: for a CLIP without a vision transformer, an unknown convention, or taps outside the model.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        convention: str = "clip",
+        taps: Sequence[int] | None = None,
+        prompt_layers: int | None = None,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        if not hasattr(model.visual, "transformer"):
+            raise ValueError("GALIP needs a CLIP with a vision transformer (ViT-...); this one has a ResNet")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"unknown CLIP input convention {convention!r}: one of {', '.join(CONVENTIONS)}")
+        self.model = model if trainable else model.eval().requires_grad_(False)
+        self.convention = convention
+        visual = model.visual
+        self.layers = visual.transformer.layers
+        self.width = visual.transformer.width
+        self.image_size = visual.input_resolution
+        self.patch_size = visual.conv1.kernel_size[0]
+        self.grid = self.image_size // self.patch_size
+        self.embed_dim = visual.output_dim
+        self.context_length = model.context_length
+        self.taps = tuple(default_taps(self.layers) if taps is None else taps)
+        if any(not 0 <= tap < self.layers for tap in self.taps):
+            raise ValueError(f"taps {self.taps} lie outside the {self.layers} blocks of this CLIP (0..{self.layers - 1})")
+        self.prompt_layers = default_prompt_layers(self.layers) if prompt_layers is None else prompt_layers
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    # ------------------------------------------------------------ text
+
+    def tokenize(self, captions: str | Sequence[str]) -> Tensor:
+        """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
+
+        A small CLIP knows only the words of its own data set (`model.vocabulary`, sorted BPE ids): others are left
+        out, with one warning that names them.
+
+        Raises:
+            ValueError: for an empty caption, or one none of whose words this CLIP knows.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        for index, text in enumerate(captions):
+            if not text.strip():
+                raise ValueError(f"caption {index} is empty: write what the picture should show")
+        vocabulary = getattr(self.model, "vocabulary", None)
+        if vocabulary is None:
+            return clip.tokenize(captions, context_length=self.context_length, truncate=True).long()
+        return self._tokenize_small(captions, {bpe: index for index, bpe in enumerate(vocabulary)})
+
+    def _tokenize_small(self, captions: list[str], index_of: dict[int, int]) -> Tensor:
+        tokenizer = bpe_tokenizer()
+        start, end = (index_of[tokenizer.encoder[mark]] for mark in ("<|startoftext|>", "<|endoftext|>"))
+        rows, unknown = torch.zeros(len(captions), self.context_length, dtype=torch.long), set()
+        for row, text in zip(rows, captions, strict=True):
+            pieces = tokenizer.encode(text)
+            known = [index_of[piece] for piece in pieces if piece in index_of]
+            unknown |= {tokenizer.decoder[p].replace("</w>", "") for p in pieces if p not in index_of}
+            if not known:
+                raise ValueError(f"this small CLIP knows none of the words of {text!r}")
+            ids = [start, *known[: self.context_length - 2], end]
+            row[: len(ids)] = torch.tensor(ids)
+        if unknown:
+            warnings.warn(f"words this small CLIP never saw are left out: {', '.join(sorted(unknown))}", stacklevel=3)
+        return rows
+
+    def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, embed).
+
+        Positions behind the longest caption of the batch are not computed: the causal mask hides them from the rest.
+        """
+        model = self.model
+        ends = tokens.argmax(dim=-1)  # the end mark has the highest id
+        length = int(ends.max()) + 1
+        dtype = model.token_embedding.weight.dtype
+        x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length].to(dtype)  # (B, L, D)
+        for block in model.transformer.resblocks:
+            x = run_block(block, x)
+        words = model.ln_final(x) @ model.text_projection  # (B, L, embed)
+        return words[torch.arange(len(tokens), device=tokens.device), ends], words
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, context) -> sentence embeddings (B, embed), not normalised."""
+        return self.encode_words(tokens)[0]
+
+    # ------------------------------------------------------------ images
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> (B, 3, S, S), the image encoder's input in the chosen convention."""
+        size = (self.image_size, self.image_size)
+        x = images * 0.5 + 0.5
+        if self.convention == "reference":
+            if x.shape[-2:] != size:
+                x = F.interpolate(x, size=size)
+            x = (x + 1) * 0.5
+        elif x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True)
+        return (x - self.pixel_mean) / self.pixel_std
+
+    def _tokens_in(self, grid: Tensor) -> Tensor:
+        """Patch features (B, width, g, g) -> transformer input (B, 1 + g*g, width): class token, positions, ln_pre."""
+        visual = self.model.visual
+        x = grid.flatten(2).transpose(1, 2)  # (B, g*g, width)
+        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        return visual.ln_pre(torch.cat([start, x], dim=1) + visual.positional_embedding.to(x.dtype))
+
+    def _grid_out(self, x: Tensor) -> Tensor:
+        """(B, 1 + g*g, width) -> patch features (B, width, g, g)."""
+        return x[:, 1:].transpose(1, 2).reshape(len(x), self.width, self.grid, self.grid)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""
+        visual = self.model.visual
+        x = self._tokens_in(visual.conv1(self.preprocess(images).to(visual.conv1.weight.dtype)))
+        tapped = []
+        for index, block in enumerate(visual.transformer.resblocks):
+            x = run_block(block, x)  # (B, 1 + g*g, width)
+            if index in self.taps:
+                tapped.append(self._grid_out(x))
+        embedding = visual.ln_post(x[:, 0]) @ visual.proj
+        return torch.stack(tapped, dim=1), embedding
+
+    def map_features(self, features: Tensor, prompts: Tensor) -> Tensor:
+        """The prompted mapper: features (B, width, g, g) and prompts (B, P, width) -> (B, width, g, g).
+
+        Generated features enter where an image's patches would; block 1 + i sees prompt i as one more token, which is
+        dropped behind it (GALIP, sec. 3.2, "CLIP-ViT ... as bridge").
+        """
+        x = self._tokens_in(features)
+        for index, block in enumerate(self.model.visual.transformer.resblocks):
+            if 1 <= index <= self.prompt_layers:
+                x = run_block(block, torch.cat([x, prompts[:, index - 1 : index]], dim=1))[:, :-1]
+            else:
+                x = run_block(block, x)
+        return self._grid_out(x)
