@@ -260,11 +260,12 @@ def caption(bird: Bird, mention: tuple[str, ...], rng: random.Random) -> str:
         text += f" {verb} {listed}"
     if "background" in mention:
         text += " " + PLACES[bird.background]
-    return _with_articles(text)
+    return with_articles(text)
 
 
-def _with_articles(text: str) -> str:
-    return re.sub(r"\ban? (?=\w)(orange)?", lambda m: "an orange" if m.group(1) else "a ", text)
+def with_articles(text: str) -> str:
+    """The text with "a" or "an" as its next word wants it (orange is the only colour with a vowel in front)."""
+    return re.sub(r"\ban? (orange\b)?", lambda m: "an orange" if m.group(1) else "a ", text)
 
 
 def captions(bird: Bird, seed: int) -> list[str]:
@@ -300,7 +301,7 @@ def counterfactuals(text: str, attribute: str) -> list[str]:
     if match is None:
         raise ValueError(f"the caption {text!r} does not name the {attribute} colour")
     start, end = match.span(1)
-    return [_with_articles(text[:start] + colour + text[end:]) for colour in COLOURS]
+    return [with_articles(text[:start] + colour + text[end:]) for colour in COLOURS]
 
 
 # ---------------------------------------------------------------- the data set

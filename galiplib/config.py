@@ -1,0 +1,213 @@
+"""Typed configuration: one model per concern, named profiles, explicit overrides.
+
+Precedence: defaults < profile YAML < override. Unknown profiles and keys are errors that list the valid ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A profile, key or value that does not exist or does not fit; the message says which and what would."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is learned from."""
+
+    name: Literal["minibirds"] = Field("minibirds", description="data set")
+    image_size: int = Field(56, ge=8, description="side of the pictures, pixels")
+    train_size: int = Field(6000, ge=2, description="mini birds: pictures in the training split")
+    test_size: int = Field(1000, ge=2, description="mini birds: pictures in each of the splits seen and test")
+    seed: int = Field(0, description="mini birds: seed of the drawings")
+
+
+class ClipConfig(Section):
+    """The frozen CLIP, and how the small one is trained."""
+
+    name: str = Field("mini", description="'mini' (shipped), a file, or an OpenAI name such as ViT-B/32")
+    convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
+    taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; by default scaled from GALIP's")
+    prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; by default scaled from GALIP's")
+    width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the image encoder")
+    layers: int = Field(4, ge=1, description="small CLIP: blocks of the image encoder")
+    patch_size: int = Field(8, ge=1, description="small CLIP: side of a patch, pixels")
+    embed_dim: int = Field(128, ge=8, description="small CLIP: width of the common space")
+    text_width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the text encoder")
+    text_layers: int = Field(2, ge=1, description="small CLIP: blocks of the text encoder")
+    context_length: int = Field(24, ge=4, le=77, description="small CLIP: tokens a caption can have")
+    max_steps: int = Field(300, ge=1, description="small CLIP: training steps")
+    batch_size: int = Field(128, ge=2, description="small CLIP: pairs a step")
+    lr: float = Field(1e-3, gt=0, description="small CLIP: peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="small CLIP: weight decay of AdamW")
+
+
+class ModelConfig(Section):
+    """Generator and discriminator."""
+
+    conditioning: Literal["affine"] = Field("affine", description="how the caption enters the generator's blocks")
+    channels: int = Field(64, ge=1, description="nf: channels of the generator's last block")
+    noise_dim: int = Field(100, ge=1, description="z: length of the noise vector")
+    image_size: int | Literal["reference"] = Field(
+        "reference", description="side of generated pictures, pixels; 'reference' is what CLIP takes in (224 for ViT-B/32)"
+    )
+    code_channels: int = Field(64, ge=1, description="channels of the noise map before the fusion blocks")
+    fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
+    disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
+    head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    recipe: Literal["stable", "paper"] = Field("stable", description="'paper' repeats the authors' step exactly")
+    max_steps: int = Field(1000, ge=1, description="training steps")
+    batch_size: int = Field(32, ge=2, description="images a step")
+    lr_g: float = Field(1e-4, gt=0, description="Adam's learning rate, generator")
+    lr_d: float = Field(4e-4, gt=0, description="Adam's learning rate, discriminator and head")
+    clip_weight: float = Field(4.0, ge=0, description="weight of the CLIP similarity in the generator's loss")
+    penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
+    penalty_power: float = Field(6.0, gt=0, description="p of the matching-aware gradient penalty")
+    penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much (lazy regularisation)")
+    decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run over which learning rates fall to 0")
+    ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
+    ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware computes in it")
+    seed: int = Field(0, description="seed of weights, noise and data order")
+    checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    sample_every: int = Field(100, ge=1, description="steps between sample grids")
+
+
+class EvalConfig(Section):
+    """What is measured, on how much."""
+
+    images: int = Field(2000, ge=20, description="generated pictures an evaluation looks at")
+    batch_size: int = Field(100, ge=1, description="pictures at once; changes no result")
+    seed: int = Field(0, description="seed of noise and caption choice")
+
+
+class Config(Section):
+    """Everything a run is made of."""
+
+    profile: str = "mini"
+    data: DataConfig = DataConfig()
+    clip: ClipConfig = ClipConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+SECTIONS = ("data", "clip", "model", "train", "eval")
+
+
+def profiles() -> list[str]:
+    """The names of the profiles that ship with the package."""
+    return sorted(path.name[:-5] for path in resources.files("galiplib.profiles").iterdir() if path.name.endswith(".yaml"))
+
+
+def valid_keys() -> dict[str, str]:
+    """Every key that can be set, `section.name`, with its description."""
+    return {
+        f"{section}.{name}": field.description or ""
+        for section in SECTIONS
+        for name, field in Config.model_fields[section].annotation.model_fields.items()
+    }
+
+
+def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | None = None) -> Config:
+    """The configuration of a profile with overrides.
+
+    Args:
+        profile: a shipped name (`profiles()`) or the path of a YAML file with the same sections.
+        overrides: `{"train.max_steps": 100}` or `["train.max_steps=100"]` (values are read as YAML).
+
+    Raises:
+        ConfigError: for an unknown profile or key, or a value that does not fit; it names what would be right.
+    """
+    if profile in profiles():
+        text = resources.files("galiplib.profiles").joinpath(f"{profile}.yaml").read_text()
+    elif profile.endswith((".yaml", ".yml")) and Path(profile).is_file():
+        text = Path(profile).read_text()
+    else:
+        raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
+    values = {key: dict(section or {}) for key, section in (yaml.safe_load(text) or {}).items()}
+    for key, value in _pairs(overrides):
+        section, _, name = key.partition(".")
+        _check_key(key)
+        values.setdefault(section, {})[name] = value
+    return build_config({"profile": Path(profile).stem, **values})
+
+
+def build_config(values: dict[str, Any]) -> Config:
+    """A `Config` from nested values (of a profile or a run folder); raises ConfigError as `load_config` does."""
+    for section, content in values.items():
+        if section == "profile":
+            continue
+        if section not in SECTIONS:
+            raise ConfigError(f"unknown section {section!r}: one of {', '.join(SECTIONS)}")
+        for name in content:
+            _check_key(f"{section}.{name}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'][:2]))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("; ".join(dict.fromkeys(problems))) from None
+
+
+def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:
+    """The keys in which `config` differs from `base` (the defaults) -> {key: (base value, value)}."""
+    base = base or Config()
+    differences = {}
+    for section in SECTIONS:
+        ours, theirs = getattr(config, section), getattr(base, section)
+        for name in type(ours).model_fields:
+            before, now = getattr(theirs, name), getattr(ours, name)
+            if before != now:
+                differences[f"{section}.{name}"] = (before, now)
+    return differences
+
+
+def _pairs(overrides: dict[str, Any] | list[str] | None) -> list[tuple[str, Any]]:
+    if isinstance(overrides, dict):
+        return list(overrides.items())
+    pairs = []
+    for text in overrides or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not of the form key=value, such as train.max_steps=100")
+        try:
+            pairs.append((key.strip(), _scalar(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key.strip()} can't be read: {error}") from None
+    return pairs
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_key(key: str) -> None:
+    valid = valid_keys()
+    if key in valid:
+        return
+    section = key.partition(".")[0]
+    near = difflib.get_close_matches(key, valid, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    shown = [k for k in valid if k.startswith(section + ".")] or list(valid)
+    raise ConfigError(f"unknown key {key!r}{hint}; valid keys: {', '.join(shown)}")

@@ -1,0 +1,305 @@
+"""How good are generated mini birds? Caption accuracy, Fréchet distance, CLIP similarity, with their limits.
+
+The Fréchet distance here is between features of the judge, not of Inception: nothing in this file is an FID,
+or compares with one. Read it beside its floor, the distance between real pictures and real pictures.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm.auto import tqdm
+
+from . import minibirds
+from .clip_bridge import ClipBridge
+from .clip_training import to_images
+from .config import EvalConfig
+from .judge import JUDGED, Judge
+
+BATCH = 100  # pictures at once where nobody says otherwise; changes no result
+
+
+class EvaluationError(ValueError):
+    """Something that can't be measured; the message says what and where."""
+
+
+class Accuracy(NamedTuple):
+    """The share of right answers (NaN where `count`, the number of questions, is 0)."""
+
+    value: float
+    count: int
+
+
+class Frechet(NamedTuple):
+    """A Fréchet distance and the pictures on its sides: it is biased upwards, the more the fewer they are."""
+
+    value: float
+    real: int
+    fake: int
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def to_range(images: Tensor, wanted: str = "signed", first: int = 0) -> Tensor:
+    """Images (B, 3, H, W), float and about [-1, 1], in the range that a metric wants.
+
+    Args:
+        wanted: "signed": float in [-1, 1] (judge, CLIP bridge); "unit": float in [0, 1] (torchmetrics with
+            `normalize=True`); "byte": uint8 in 0..255, rounded (torchmetrics otherwise).
+        first: the number of the first picture, for the message.
+
+    What lies outside [-1, 1] is cut off, as when a picture is shown or saved: the generator has no tanh.
+
+    Raises:
+        EvaluationError: for a picture with a value that is not finite, by its number.
+        ValueError: for an unknown range.
+    """
+    bad = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise EvaluationError(f"picture {first + bad[0]} is not finite ({len(bad)} of {len(images)} aren't)")
+    signed = images.float().clamp(-1, 1)
+    match wanted:
+        case "signed":
+            return signed
+        case "unit":
+            return signed * 0.5 + 0.5
+        case "byte":
+            return (signed * 127.5 + 127.5).round().to(torch.uint8)
+    raise ValueError(f"unknown range {wanted!r}: one of signed, unit, byte")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode, without gradients; afterwards each of its parts is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def noise_of(indices: Iterable[int], noise_dim: int, seed: int) -> Tensor:
+    """Picture numbers -> standard normal noise (B, Z), a row from its own number and the seed alone."""
+    own = [torch.Generator().manual_seed(random.Random(f"{seed}-{i}").getrandbits(63)) for i in indices]
+    return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
+
+
+def generate(
+    generator: nn.Module,
+    bridge: ClipBridge,
+    captions: Sequence[str],
+    seed: int = 0,
+    batch_size: int = BATCH,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Tensor:
+    """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU.
+
+    `generator(noise (B, Z), sentence (B, E)) -> (B, 3, H, W)` runs in eval mode and is left as it was.
+    Picture i depends on caption i, i and the seed, not on the batch. `progress` may wrap the batches.
+
+    Raises:
+        EvaluationError: for no captions, or a picture that is not finite, by its number.
+    """
+    if not captions:
+        raise EvaluationError("no captions to draw")
+    device, parts = bridge.pixel_mean.device, []
+    with evaluating(generator):
+        for start in progress(range(0, len(captions), batch_size)):
+            texts = captions[start : start + batch_size]
+            sentence = bridge.encode_text(bridge.tokenize(texts).to(device)).float()  # (B, E)
+            noise = noise_of(range(start, start + len(texts)), generator.noise_dim, seed).to(device)  # (B, Z)
+            parts.append(to_range(generator(noise, sentence), first=start).cpu())
+    return torch.cat(parts)
+
+
+# ---------------------------------------------------------------- the measures
+
+
+def judge_features(judge: Judge, images: Tensor, batch_size: int = BATCH) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] -> the judge's features (N, 128); raises as `to_range` does."""
+    device, starts = next(judge.parameters()).device, range(0, len(images), batch_size)
+    with evaluating(judge):
+        parts = [judge.features(to_range(images[i : i + batch_size], first=i).to(device)) for i in starts]
+    return torch.cat(parts)
+
+
+def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> dict[str, Accuracy]:
+    """How often the judge sees what the caption asked for -> body, wing, belly, background -> Accuracy.
+
+    Images (N, 3, H, W) in [-1, 1] and their N captions. An attribute counts only for captions that name it.
+
+    Raises:
+        EvaluationError: if no caption names anything, counts differ, or a picture is not finite.
+    """
+    if len(images) != len(captions):
+        raise EvaluationError(f"{len(images)} pictures, but {len(captions)} captions")
+    if not any(map(minibirds.asked, captions)):
+        raise EvaluationError(f"no caption names any of {', '.join(JUDGED)}: {list(captions[:2])}")
+    return _score(judge, judge_features(judge, images), captions)
+
+
+def _score(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[str, Accuracy]:
+    asked = [minibirds.asked(text) for text in captions]
+    with evaluating(judge):
+        logits = judge.classify(features)
+    result = {}
+    for name in JUDGED:
+        rows = [index for index, wanted in enumerate(asked) if name in wanted]
+        value = float("nan")
+        if rows:
+            metric = MulticlassAccuracy(num_classes=logits[name].shape[1], average="micro")
+            value = metric(logits[name][rows].cpu(), torch.tensor([asked[i][name] for i in rows])).item()
+        result[name] = Accuracy(value, len(rows))
+    return result
+
+
+def frechet_distance(real_features: Tensor, fake_features: Tensor) -> Frechet:
+    """Fréchet distance of the Gaussians fitted to two sets of features (N, D), (M, D), in float64.
+
+    |m - m'|^2 + trace(C + C' - 2 (C C')^(1/2)) (Dowson and Landau, 1982; Heusel et al., 2017), computed by
+    torchmetrics' FrechetInceptionDistance, which gets the features in place of Inception's. Warns of fewer
+    samples than dimensions: the covariances are singular then, and the value says little.
+
+    Raises:
+        EvaluationError: for fewer than two samples a side, or features of unlike width or not finite.
+    """
+    real, fake = real_features.double().cpu(), fake_features.double().cpu()
+    if real.ndim != 2 or real.shape[1:] != fake.shape[1:]:
+        raise EvaluationError(f"features must be (N, D), (M, D): {tuple(real.shape)}, {tuple(fake.shape)}")
+    if min(len(real), len(fake)) < 2:
+        raise EvaluationError(f"a Fréchet distance needs two samples a side, not {len(real)} and {len(fake)}")
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise EvaluationError("features that are not finite have no Fréchet distance")
+    if min(len(real), len(fake)) < real.shape[1]:
+        counts = f"{len(real)} and {len(fake)} samples, fewer than the {real.shape[1]} features"
+        warnings.warn(f"Fréchet distance from {counts}: it says little", stacklevel=2)
+    network = nn.Identity()  # torchmetrics wants a network: the features are there already
+    network.num_features = real.shape[1]
+    metric = FrechetInceptionDistance(feature=network)
+    centre = real.mean(0)  # changes no distance, and keeps small what torchmetrics subtracts
+    metric.update(real - centre, real=True)
+    metric.update(fake - centre, real=False)
+    return Frechet(max(0.0, metric.compute().item()), len(real), len(fake))  # rounding can go below zero
+
+
+def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features (N, D) -> two random disjoint sets of N // 2."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    half = len(features) // 2
+    return features[order[:half]], features[order[half : 2 * half]]
+
+
+def frechet_floor(real_features: Tensor, seed: int = 0) -> Frechet:
+    """What perfect pictures would get: the distance of two disjoint random halves of real features (N, D).
+
+    Compare with distances of N // 2 pictures a side. Raises EvaluationError for fewer than four.
+    """
+    return frechet_distance(*halves(real_features, seed))
+
+
+def clip_similarity(
+    bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH
+) -> float:
+    """Mean cosine of CLIP's embeddings of images (N, 3, H, W) in [-1, 1] and of their N captions.
+
+    CLIPScore (Hessel et al., 2021) without its factor 2.5 and its cut at zero.
+
+    Raises:
+        EvaluationError: if counts differ or are zero, or a picture is not finite.
+    """
+    if len(images) != len(captions) or not captions:
+        raise EvaluationError(f"{len(images)} pictures, {len(captions)} captions: need as many, one or more")
+    device, cosines = bridge.pixel_mean.device, []
+    with evaluating(bridge):
+        for start in range(0, len(images), batch_size):
+            batch = to_range(images[start : start + batch_size], first=start).to(device)
+            tokens = bridge.tokenize(captions[start : start + batch_size]).to(device)
+            image, text = bridge.encode_image(batch)[1], bridge.encode_text(tokens)  # (B, E) both
+            cosines.append(F.cosine_similarity(image.float(), text.float()).double())
+    return torch.cat(cosines).mean().item()
+
+
+# ---------------------------------------------------------------- everything at once
+
+
+def choose(data: minibirds.MiniBirds, count: int) -> tuple[list[int], list[str]]:
+    """`count` picture numbers in turn and a caption each, of the next of the ten kinds every time."""
+    turns = [divmod(index, len(data)) for index in range(count)]
+    captions = [data.captions[row][(row + turn) % minibirds.CAPTIONS_PER_IMAGE] for turn, row in turns]
+    return [row for _, row in turns], captions
+
+
+def evaluate(
+    generator: nn.Module,
+    bridge: ClipBridge,
+    judge: Judge,
+    data: dict[str, minibirds.MiniBirds],
+    config: EvalConfig,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a generator; the same numbers for the same arguments, whatever the batch size.
+
+    `config.images` captions: half from the split "seen" (new birds of trained combinations), half from "test"
+    (combinations held out). Every number but caption_accuracy_held_out is of "seen".
+
+    Returns:
+        caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the
+            judge sees what the caption asked for; caption_accuracy_real: of real ones, the ceiling; chance.
+        frechet_distance: generated against real, mean over two disjoint halves: as many pictures a side
+            (frechet_images) as in frechet_floor, which is real against real.
+        clip_similarity, clip_similarity_real: of generated and of real pictures with their captions.
+        images: pictures generated, over both splits.
+
+    Raises:
+        EvaluationError: for a missing split, or a generated picture that is not finite.
+    """
+    if missing := {"seen", "test"} - set(data):
+        raise EvaluationError(f"evaluation needs the splits seen and test; missing: {sorted(missing)}")
+    size = config.batch_size
+
+    def draw(split: str, count: int) -> tuple[list[int], list[str], Tensor, Tensor]:
+        rows, captions = choose(data[split], count)
+        bar = partial(tqdm, desc=f"generate {split}", unit="batch", leave=False, disable=not progress)
+        images = generate(generator, bridge, captions, config.seed, size, bar)
+        return rows, captions, images, judge_features(judge, images, size)
+
+    def shares(features: Tensor, captions: list[str]) -> dict[str, float]:
+        return {name: accuracy.value for name, accuracy in _score(judge, features, captions).items()}
+
+    _, other_captions, _, other_features = draw("test", config.images // 2)
+    rows, captions, fake, fake_features = draw("seen", config.images - config.images // 2)
+    real = to_images(data["seen"].images[rows])
+    real_features = judge_features(judge, real, size)
+    different = min(len(rows), len(data["seen"]))  # a picture on both sides would pull the floor down
+    floor = frechet_floor(real_features[:different], config.seed)
+    pairs = zip(
+        halves(real_features[:different], config.seed),
+        halves(fake_features[:different], config.seed + 1),  # another shuffle: not each beside its original
+        strict=True,
+    )
+    return {
+        "caption_accuracy": shares(fake_features, captions),
+        "caption_accuracy_held_out": shares(other_features, other_captions),
+        "caption_accuracy_real": shares(real_features, captions),
+        "chance": {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED},
+        "frechet_distance": sum(frechet_distance(*pair).value for pair in pairs) / 2,
+        "frechet_floor": floor.value,
+        "frechet_images": floor.real,
+        "clip_similarity": clip_similarity(bridge, fake, captions, size),
+        "clip_similarity_real": clip_similarity(bridge, real, captions, size),
+        "images": config.images,
+    }

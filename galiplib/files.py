@@ -1,0 +1,92 @@
+"""Files that are whole or absent: atomic writes, and weights as safetensors with a provenance record."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
+
+
+class WeightsError(ValueError):
+    """A weights file that is missing, damaged or of another kind; the message names it and says what would be right."""
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file under a temporary name, sync it, rename it: readers see the old file or the whole new one.
+
+    Raises:
+        OSError: naming the path, if its folder can't be made or written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(f"can't write {path}: {error.strerror or error}") from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; raises OSError as `write_atomically` does."""
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def save_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write tensors as safetensors with `kind` and a JSON record (configuration, provenance) in the header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    blob = safetensors.torch.save(tensors, metadata={"kind": kind, "record": json.dumps(record)})
+    write_atomically(path, lambda stream: stream.write(blob))
+
+
+def load_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_weights` wrote -> tensors, record.
+
+    Raises:
+        WeightsError: for a file that is absent, damaged, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from None
+    if metadata.get("kind") != kind:
+        raise WeightsError(f"{path} holds {metadata.get('kind', 'something unknown')!r}, not {kind!r}")
+    try:
+        return tensors, json.loads(metadata.get("record", "{}"))
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path} is damaged: its record is no JSON ({error})") from None
+
+
+def require(path: str | Path, made_by: str) -> Path:
+    """The path, if it exists.
+
+    Raises:
+        FileNotFoundError: naming the path and what makes it (a notebook, a command).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {made_by} makes it")
+    return path

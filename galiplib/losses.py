@@ -1,0 +1,45 @@
+"""The losses of GALIP (Tao et al., CVPR 2023, eq. 1 and 2), as pure functions of logits, features and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hinge_real(logits: Tensor) -> Tensor:
+    """Logits (B,) of real, matching pairs -> scalar: mean of max(0, 1 - logit)."""
+    return F.relu(1 - logits).mean()
+
+
+def hinge_fake(logits: Tensor) -> Tensor:
+    """Logits (B,) of generated or mismatched pairs -> scalar: mean of max(0, 1 + logit)."""
+    return F.relu(1 + logits).mean()
+
+
+def matching_aware_penalty(
+    logit_of: Callable[[Tensor, Tensor], Tensor], features: Tensor, sentence: Tensor, weight: float, power: float
+) -> Tensor:
+    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: weight * mean(norm of d logit / d (features, sentence) ^ power).
+
+    Args:
+        logit_of: (features, sentence) -> logits (B,), the discriminator and its head.
+        features: tapped features of real images, (B, taps, W, g, g).
+        sentence: their captions' embeddings, (B, E).
+
+    Computed in fp32 whatever the precision around it: a power of six leaves fp16's range at a norm of about six.
+    """
+    features = features.detach().float().requires_grad_()
+    sentence = sentence.detach().float().requires_grad_()
+    with torch.autocast(device_type=features.device.type, enabled=False):
+        logits = logit_of(features, sentence)
+        gradients = torch.autograd.grad(logits.sum(), (features, sentence), create_graph=True)
+        flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)  # (B, taps*W*g*g + E)
+        return weight * flat.norm(dim=1).pow(power).mean()
+
+
+def clip_similarity(image: Tensor, sentence: Tensor) -> Tensor:
+    """Embeddings (B, E), (B, E) -> mean cosine, a scalar in [-1, 1]."""
+    return F.cosine_similarity(image, sentence).mean()

@@ -1,0 +1,231 @@
+"""Run folders: a training that describes itself, goes on where it stopped, and exports its generator.
+
+    <folder>/config.json           what the run is made of
+    <folder>/metrics.jsonl         a line a step
+    <folder>/samples/              the same captions and noise over the steps
+    <folder>/checkpoint.pt         everything needed to go on
+    <folder>/generator.safetensors the EMA generator of a finished run, with its record
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import minibirds
+from .clip_bridge import CLIP, ClipBridge
+from .clip_files import load_clip
+from .config import Config, ConfigError, build_config, changed
+from .files import WEIGHTS, WeightsError, load_weights, save_weights, write_atomically, write_json
+from .generator import Generator
+from .sampling import contact_sheet, sample, save_png
+from .training import Networks, Optimizers, StepReport, TrainingData, train
+
+KIND = "galiplib generator"
+SHIPPED = WEIGHTS / "generator_mini.safetensors"
+FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every")  # may change between stop and resume
+SAMPLE_CAPTIONS = (
+    "a red bird with black wings and a white belly in the snow",
+    "a blue bird with yellow wings and an orange belly in a meadow",
+    "this bird is yellow with green wings and a purple belly in the sky",
+    "a white bird with pink wings and a brown belly at sunset",
+)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """"auto" -> cuda, else mps, else cpu; another name as it stands."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def make_bridge(config: Config, device: str | torch.device = "cpu", clip_model: CLIP | None = None) -> ClipBridge:
+    """The frozen CLIP of a configuration behind its bridge."""
+    model = clip_model or load_clip(config.clip.name, device)
+    return ClipBridge(model, config.clip.convention, config.clip.taps, config.clip.prompt_layers).to(device)
+
+
+def make_data(config: Config, split: str = "train", progress=iter) -> minibirds.MiniBirds:
+    """A split of the configured data set, rendered."""
+    data = config.data
+    count = data.train_size if split == "train" else data.test_size
+    return minibirds.build(split, count, data.image_size, data.seed, progress)
+
+
+class Run:
+    """A training run in a folder; opening a folder that has a checkpoint goes on from it.
+
+    Raises:
+        ConfigError: if the folder holds a run of another configuration; names the keys.
+        WeightsError: for a damaged checkpoint.
+        OSError: if the folder can't be written; names it.
+    """
+
+    def __init__(self, folder: str | Path, config: Config, device: str = "auto", progress: bool = True) -> None:
+        self.folder, self.config, self.step = Path(folder), config, 0
+        self._check_folder()
+        self.device = pick_device(device)
+        self.bridge = make_bridge(config, self.device)
+        self.networks = Networks(self.bridge, config)
+        self.optimizers = Optimizers(self.networks, config.train)
+        self.progress = progress
+        self._data: TrainingData | None = None
+        if self.checkpoint.is_file():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.train.max_steps
+
+    @property
+    def data(self) -> TrainingData:
+        """The training split through CLIP, made when first asked for."""
+        if self._data is None:
+            bar = (lambda rows: tqdm(rows, desc="CLIP features")) if self.progress else iter
+            birds = make_data(self.config)
+            self._data = TrainingData(self.bridge, birds.images, birds.captions, bar)
+        return self._data
+
+    def train(self) -> Iterator[StepReport]:
+        """Train to the end, yielding every step's report; logs, samples and checkpoints on the way.
+
+        Stopping it (Ctrl-C, the notebook's stop button, leaving the loop) writes a checkpoint first.
+        """
+        reports = train(self.networks, self.bridge, self.optimizers, self.data, self.config.train, self.step)
+        total = self.config.train.max_steps
+        with open(self.metrics, "a") as log, tqdm(
+            total=total, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
+        ) as bar:
+            try:
+                for report in reports:
+                    self.step = report.step
+                    log.write(json.dumps(dataclasses.asdict(report)) + "\n")
+                    if self.step % self.config.train.sample_every == 0 or self.finished:
+                        self._save_samples()
+                    if self.step % self.config.train.checkpoint_every == 0 and not self.finished:
+                        log.flush()
+                        self.save()
+                    bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
+                    bar.update()
+                    yield report
+            finally:
+                log.flush()
+                self.save()
+        self.export(self.folder / "generator.safetensors")
+
+    def save(self) -> None:
+        """Write the checkpoint: networks, EMA, optimizers, step. Atomic: the old one stays until the new one is whole."""
+        state = {
+            "step": self.step,
+            "config": self.config.model_dump(),
+            "networks": self.networks.state_dict(),
+            "optimizer_d": self.optimizers.d.state_dict(),
+            "optimizer_g": self.optimizers.g.state_dict(),
+        }
+        write_atomically(self.checkpoint, lambda stream: torch.save(state, stream))
+
+    def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
+        """Write the EMA generator as fp16 safetensors with configuration and provenance."""
+        tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
+        save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
+
+    def history(self) -> list[dict[str, float]]:
+        """The reports of all steps so far, from metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def _save_samples(self) -> None:
+        made = sample(self.networks.ema, self.bridge, list(SAMPLE_CAPTIONS), count=4, seed=0)
+        path = self.folder / "samples" / f"step_{self.step:06d}.png"
+        save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(self.step)})
+
+    def _check_folder(self) -> None:
+        path = self.folder / "config.json"
+        if path.is_file() and self.checkpoint.is_file():
+            before = build_config(json.loads(path.read_text()))
+            keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
+            if keys:
+                listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
+                raise ConfigError(
+                    f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set these "
+                    "keys back, or delete the folder to start anew"
+                )
+        write_json(path, self.config.model_dump())
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.networks.load_state_dict(state["networks"])
+            self.optimizers.d.load_state_dict(state["optimizer_d"])
+            self.optimizers.g.load_state_dict(state["optimizer_g"])
+            self.step = state["step"]
+        except (RuntimeError, KeyError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
+            raise WeightsError(
+                f"{self.checkpoint} is damaged ({str(error)[:200]}); delete it to start this run anew"
+            ) from None
+        lines = self.history()  # steps after the checkpoint are made again
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= self.step]
+        write_atomically(self.metrics, lambda stream: stream.write("".join(kept).encode()))
+
+
+def load_generator(
+    path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu"
+) -> Generator:
+    """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
+
+    Args:
+        path: "mini" (shipped), a `.safetensors` file of `Run.export`, or a run folder (its EMA weights).
+        clip_model: the CLIP it was trained with; by default the one its configuration names.
+
+    Raises:
+        WeightsError: for a file that is missing, damaged or doesn't fit.
+    """
+    path = SHIPPED if path == "mini" else Path(path)
+    if path.is_dir():
+        tensors, record = _from_run_folder(path)
+    else:
+        tensors, record = load_weights(path, KIND)
+    config = build_config(record["config"])
+    generator = Generator(make_bridge(config, device, clip_model), config.model)
+    try:
+        generator.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path} doesn't fit its own configuration: {str(error)[:300]}") from None
+    generator.to(device=device, memory_format=torch.channels_last)
+    return generator.eval().requires_grad_(False)
+
+
+def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
+    """How an exported generator was made: configuration, steps, and what `Run.export` was told."""
+    return load_weights(path, KIND)[1]
+
+
+def _from_run_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    checkpoint = folder / "checkpoint.pt"
+    if not checkpoint.is_file():
+        raise WeightsError(f"{folder} holds no checkpoint: notebook 05 or `galip train --out {folder}` makes one")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        prefix = "ema."
+        tensors = {n[len(prefix) :]: t for n, t in state["networks"].items() if n.startswith(prefix)}
+        return tensors, {"config": state["config"], "steps": state["step"]}
+    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{checkpoint} is damaged: {str(error)[:200]}") from None

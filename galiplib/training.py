@@ -1,0 +1,234 @@
+"""GALIP's training loop: a generator of step reports (Tao et al., CVPR 2023, sec. 3.4).
+
+Saving, plotting and logging are its consumers. Everything random in step n follows from (seed, n) alone, so a run that
+goes on from a checkpoint is the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .clip_bridge import ClipBridge
+from .clip_training import to_images
+from .config import Config, TrainConfig
+from .discriminator import ConditionalHead, FeatureDiscriminator
+from .generator import Generator
+from .losses import clip_similarity, hinge_fake, hinge_real, matching_aware_penalty
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. Losses and logits are means over the batch; norms are of all gradients together."""
+
+    step: int
+    loss_d: float
+    loss_real: float
+    loss_mismatch: float
+    loss_fake: float
+    penalty: float  # as weighted in the loss, 0 in steps without one
+    loss_g: float
+    similarity: float  # CLIP cosine of generated pictures and their captions
+    logit_real: float
+    logit_mismatch: float
+    logit_fake: float
+    grad_norm_d: float
+    grad_norm_g: float
+    lr_g: float
+    seconds: float
+
+
+class TrainingData:
+    """Real pictures as the discriminator sees them, and their captions: both through CLIP once, then kept.
+
+    Args:
+        bridge: the frozen CLIP.
+        images: (N, H, W, 3) uint8.
+        captions: N lists of captions, equally many each.
+    """
+
+    def __init__(self, bridge: ClipBridge, images: np.ndarray, captions: list[list[str]], progress=iter) -> None:
+        self.device = bridge.pixel_mean.device
+        unique = sorted({text for texts in captions for text in texts})
+        position = {text: index for index, text in enumerate(unique)}
+        self.choices = np.array([[position[text] for text in texts] for texts in captions])  # (N, captions an image)
+        with torch.no_grad():
+            tokens = bridge.tokenize(unique)
+            self.sentences = torch.cat([bridge.encode_text(t.to(self.device)) for t in tokens.split(500)])  # (U, E)
+            self.features = torch.cat(  # (N, taps, W, g, g), in fp16: half the memory, and far finer than the pictures
+                [
+                    bridge.encode_image(to_images(images[i : i + 100]).to(self.device))[0].half()
+                    for i in progress(range(0, len(images), 100))
+                ]
+            )
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step: features (B, taps, W, g, g) and a random caption's embedding each (B, E).
+
+        Every epoch is a new permutation; its last, incomplete batch is dropped, as the authors do.
+
+        Raises:
+            ValueError: if the batch is larger than the data set.
+        """
+        per_epoch = len(self) // size
+        if per_epoch == 0:
+            raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
+        epoch, place = divmod(step, per_epoch)
+        rows = np.random.default_rng((seed, epoch)).permutation(len(self))[place * size : (place + 1) * size]
+        picks = np.random.default_rng((seed, 1, step)).integers(self.choices.shape[1], size=size)
+        features = self.features[torch.from_numpy(rows)].float()
+        return features, self.sentences[torch.from_numpy(self.choices[rows, picks])]
+
+
+class Networks(nn.Module):
+    """Generator, its EMA, discriminator and head, as one module to move and to save."""
+
+    def __init__(self, bridge: ClipBridge, config: Config) -> None:
+        super().__init__()
+        torch.manual_seed(config.train.seed)
+        self.generator = Generator(bridge, config.model)
+        self.discriminator = FeatureDiscriminator(bridge, config.model)
+        self.head = ConditionalHead(bridge, config.model)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.to(device=bridge.pixel_mean.device, memory_format=torch.channels_last)
+
+    def judge(self, features: Tensor, sentence: Tensor) -> Tensor:
+        """Tapped features (B, taps, W, g, g) and sentences (B, E) -> logits (B,)."""
+        return self.head(self.discriminator(features), sentence)
+
+    @torch.no_grad()
+    def update_ema(self, step: int, config: TrainConfig) -> None:
+        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of the steps so far."""
+        half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
+        keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
+        ours = list(self.generator.parameters())
+        torch._foreach_lerp_(list(self.ema.parameters()), ours, 1 - keep)
+
+
+class Optimizers:
+    """Adam for generator and for discriminator with head (betas 0, 0.9, as published), with their schedule."""
+
+    def __init__(self, networks: Networks, config: TrainConfig) -> None:
+        self.config = config
+        self.d_parameters = [*networks.discriminator.parameters(), *networks.head.parameters()]
+        self.g_parameters = list(networks.generator.parameters())
+        self.d = torch.optim.Adam(self.d_parameters, lr=config.lr_d, betas=(0.0, 0.9))
+        self.g = torch.optim.Adam(self.g_parameters, lr=config.lr_g, betas=(0.0, 0.9))
+
+    def set_rates(self, step: int) -> float:
+        """Learning rates of a step: constant, then falling to zero over the last part -> the generator's."""
+        config, left = self.config, 1.0
+        if config.recipe == "stable" and config.decay_fraction:
+            left = min(1.0, (config.max_steps - step + 1) / (config.decay_fraction * config.max_steps))
+        for optimizer, rate in ((self.d, config.lr_d), (self.g, config.lr_g)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * left
+        return config.lr_g * left
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The precision of the forward passes: bf16 autocast, or none for fp32."""
+    if resolve_precision(precision, device) == "bf16":
+        return torch.autocast(device_type=device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """"auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower than fp32), else "fp32"."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def noise_of(step: int, size: int, noise_dim: int, seed: int, device: torch.device) -> Tensor:
+    """The noise of a step, (B, Z), from (seed, step) alone and the same on every device."""
+    random = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, 2, step)).generate_state(1)[0]))
+    return torch.randn(size, noise_dim, generator=random).to(device)
+
+
+def train_step(
+    networks: Networks, bridge: ClipBridge, optimizers: Optimizers, config: TrainConfig, step: int,
+    features: Tensor, sentence: Tensor, noise: Tensor,
+) -> StepReport:
+    """One step, discriminator then generator on the same fakes.
+
+    Args:
+        features: tapped CLIP features of real pictures, (B, taps, W, g, g).
+        sentence: their captions' embeddings, (B, E); rolled by one they are the mismatched captions.
+        noise: (B, Z).
+    """
+    started = time.perf_counter()
+    rate = optimizers.set_rates(step)
+    device = sentence.device
+
+    # One graph of the fakes serves both: the discriminator sees them detached, the generator goes back through it.
+    with autocast(config.precision, device):
+        fakes = networks.generator(noise, sentence)  # (B, 3, H, W)
+        fake_features, fake_embedding = bridge.encode_image(fakes)  # (B, taps, W, g, g), (B, E)
+
+    # Discriminator: real with its caption, real with another's, generated.
+    for parameter in optimizers.d_parameters:
+        parameter.requires_grad_(True)
+    with autocast(config.precision, device):
+        collected = networks.discriminator(features)
+        logit_real = networks.head(collected, sentence)
+        logit_mismatch = networks.head(collected, sentence.roll(-1, 0))
+        logit_fake = networks.judge(fake_features.detach(), sentence)
+    loss_real, loss_mismatch, loss_fake = hinge_real(logit_real), hinge_fake(logit_mismatch), hinge_fake(logit_fake)
+    loss_d = loss_real + (loss_mismatch + loss_fake) / 2
+    penalty = torch.zeros((), device=device)
+    if step % config.penalty_every == 0:
+        weight = config.penalty_weight * config.penalty_every
+        penalty = matching_aware_penalty(networks.judge, features, sentence, weight, config.penalty_power)
+    optimizers.d.zero_grad(set_to_none=True)
+    (loss_d + penalty).backward()
+    norm_d = gradient_norm(optimizers.d_parameters)
+    optimizers.d.step()
+
+    # Generator: fool the updated discriminator, and look to CLIP like the caption.
+    for parameter in optimizers.d_parameters:
+        parameter.requires_grad_(False)
+    with autocast(config.precision, device):
+        logit = networks.judge(fake_features, sentence)
+    similarity = clip_similarity(fake_embedding.float(), sentence)
+    loss_g = -logit.mean() - config.clip_weight * similarity
+    optimizers.g.zero_grad(set_to_none=True)
+    loss_g.backward()
+    norm_g = gradient_norm(optimizers.g_parameters)
+    optimizers.g.step()
+    networks.update_ema(step, config)
+
+    values = torch.stack(
+        [loss_d, loss_real, loss_mismatch, loss_fake, penalty, loss_g, similarity]
+        + [logits.mean() for logits in (logit_real, logit_mismatch, logit_fake)]
+        + [norm_d, norm_g]
+    ).tolist()
+    return StepReport(step, *values, lr_g=rate, seconds=time.perf_counter() - started)
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, a scalar."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def train(
+    networks: Networks, bridge: ClipBridge, optimizers: Optimizers, data: TrainingData, config: TrainConfig,
+    start: int = 0,
+) -> Iterator[StepReport]:
+    """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two."""
+    for step in range(start + 1, config.max_steps + 1):
+        features, sentence = data.batch(step - 1, config.batch_size, config.seed)
+        noise = noise_of(step, config.batch_size, networks.generator.noise_dim, config.seed, sentence.device)
+        yield train_step(networks, bridge, optimizers, config, step, features, sentence, noise)
