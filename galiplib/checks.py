@@ -1,8 +1,8 @@
 """Checkers for the exercises of the course.
 
-Each takes the learner's function, tries it on small inputs and returns a line that begins with "passed", or raises
-`CheckFailed` with a hint at what is probably wrong. A function that returns None has not been written yet:
-`NOT_TRIED` comes back, so that a notebook runs through untouched.
+Each takes the learner's function, tries it on small inputs and returns a line that begins with "passed", or
+raises `CheckFailed` with a hint at what is probably wrong. A function that returns None has not been written
+yet: `NOT_TRIED` comes back, so that a notebook runs through untouched.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import minibirds
 
+Shape = tuple[int, ...]
 NOT_TRIED = "not tried yet (the function returns None)"
 
 
@@ -37,14 +38,15 @@ def _call(fn: Callable | None, *args, hint: str = "") -> Any:
     except NotImplementedError:
         return None
     except Exception as error:
-        raise CheckFailed(f"your function raised {type(error).__name__}: {error}.{hint and ' ' + hint}") from error
+        what = f"{type(error).__name__}: {error}".rstrip(".")
+        raise CheckFailed(f"your function raised {what}.{hint and ' ' + hint}") from error
     for before, after in zip(args, given, strict=True):
         if isinstance(before, Tensor) and not torch.equal(before, after):
             raise CheckFailed("your function changes its input in place: compute a new tensor instead")
     return value
 
 
-def _check_tensor(value: Any, shape: tuple[int, ...], hints: Mapping[tuple[int, ...], str] | None = None) -> None:
+def _check_tensor(value: Any, shape: Shape, hints: Mapping[Shape, str] | None = None) -> None:
     """Raise CheckFailed unless `value` is a finite tensor of this shape; `hints` explain wrong shapes."""
     wanted = "a scalar tensor, shape ()" if shape == () else f"a tensor of shape {shape}"
     if not isinstance(value, Tensor):
@@ -70,25 +72,26 @@ def _compare(value: Tensor, right: Tensor, mistakes: Mapping[str, Tensor | float
             raise CheckFailed(hint)
     if right.ndim == 0:
         raise CheckFailed(f"the value is {float(value):.4f}, expected {float(right):.4f}")
-    raise CheckFailed(f"the shape is right, the values are off by up to {float((value - right).abs().max()):.3f}")
+    worst = float((value - right).abs().max())
+    raise CheckFailed(f"the shape is right, the values are off by up to {worst:.3f}")
 
 
 def _check_gradient(value: Tensor) -> None:
     if not value.requires_grad:
-        raise CheckFailed("no gradient flows back from the result: compute with tensors, without .item() or .detach()")
+        raise CheckFailed("no gradient flows back from the result: leave out .item() and .detach()")
 
 
 # ---------------------------------------------------------------- the exercises
 
 
 def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
-    """`fn(x (B, C, H, W), gamma (B, C), beta (B, C)) -> (B, C, H, W)`: gamma * x + beta, a value per channel."""
+    """`fn(x (B, C, H, W), gamma (B, C), beta (B, C)) -> (B, C, H, W)`: gamma * x + beta by channel."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 4, 5, generator=draw)
     gamma, beta = torch.randn(2, 2, 3, generator=draw)
     wide_gamma, wide_beta = gamma[:, :, None, None], beta[:, :, None, None]  # (B, C, 1, 1)
     hint = "gamma and beta are (B, C): give them two more axes, (B, C, 1, 1), to broadcast over H and W"
-    value = _call(fn, x, gamma, beta, hint=hint if fn is not None else "")
+    value = _call(fn, x, gamma, beta, hint=hint)
     if value is None:
         return NOT_TRIED
     _check_tensor(value, (2, 3, 4, 5), {(2, 3): hint})
@@ -97,7 +100,7 @@ def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "gamma is missing: the result is x + beta": x + wide_beta,
         "gamma and beta are swapped": wide_beta * x + wide_gamma,
         "beta is scaled too: the result is gamma * (x + beta)": wide_gamma * (x + wide_beta),
-        "the result is (1 + gamma) * x + beta: here gamma alone is the scale": (1 + wide_gamma) * x + wide_beta,
+        "the scale is gamma, not 1 + gamma": (1 + wide_gamma) * x + wide_beta,
         "beta is subtracted": wide_gamma * x - wide_beta,
         "the result is x itself": x,
         "every picture got the first one's gamma and beta": wide_gamma[:1] * x + wide_beta[:1],
@@ -107,7 +110,7 @@ def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
 
 
 def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor], Tensor]) -> str:
-    """`fn_real(logits (B,)) -> scalar`, mean of max(0, 1 - logit); `fn_fake` likewise of max(0, 1 + logit)."""
+    """`fn_real(logits (B,)) -> scalar`, the mean of max(0, 1 - logit); `fn_fake`, of max(0, 1 + logit)."""
     logits = torch.tensor([-2.0, -0.5, 0.25, 0.8, 3.0, 1.7])
     written = 0
     for name, fn, sign in (("the real loss", fn_real, -1), ("the fake loss", fn_fake, 1)):
@@ -121,7 +124,7 @@ def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor],
             mistakes = {
                 "the sign of the logit is turned round": F.relu(1 - signed).mean(),
                 "take the mean over the batch, not the sum": F.relu(1 + signed).sum(),
-                "the max(0, ...) is missing: a pair on the right side of the margin costs nothing": (1 + signed).mean(),
+                "the max(0, ...) is missing: beyond the margin a pair costs nothing": (1 + signed).mean(),
                 "the margin of 1 is missing": F.relu(signed).mean(),
                 "the whole has the wrong sign": -F.relu(1 + signed).mean(),
                 "the max(0, ...) belongs inside the mean, around each logit": F.relu((1 + signed).mean()),
@@ -150,20 +153,20 @@ def check_mismatch(fn: Callable[[Tensor], Tensor]) -> str:
             if not same.any(dim=1).all():
                 if torch.equal(value.sort(dim=1).values, sentence.sort(dim=1).values):
                     raise CheckFailed("the numbers inside each sentence moved: move whole rows (dimension 0)")
-                raise CheckFailed("a row of the result is none of the sentences: move whole rows (dimension 0)")
+                raise CheckFailed("a row of the result is no sentence: move whole rows (dimension 0)")
             if not same.any(dim=0).all():
                 raise CheckFailed("some sentence was lost: each must appear once in the result")
             kept = same.diagonal().nonzero().flatten().tolist()
             if kept:
                 raise CheckFailed(
-                    f"with {size} sentences, row {kept[0]} stayed in its place: a picture with its own caption would "
-                    "count as a mismatch. Roll by one, rather than shuffle or flip"
+                    f"with {size} sentences, row {kept[0]} stayed in its place: a picture with its own "
+                    "caption would count as a mismatch. Roll by one, rather than shuffle or flip"
                 )
     return "passed: every picture meets another picture's sentence"
 
 
 def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
-    """`fn(image (B, E), text (B, E), scale) -> scalar`: CLIP's symmetric cross-entropy of a batch of pairs."""
+    """`fn(image (B, E), text (B, E), scale) -> scalar`: CLIP's symmetric cross-entropy over a batch."""
     draw = torch.Generator().manual_seed(0)
     image = (2 * torch.randn(5, 8, generator=draw) + 0.5).requires_grad_()
     text = 3 * torch.randn(5, 8, generator=draw) + 0.5
@@ -171,8 +174,8 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     value = _call(fn, image, text, scale, hint="image and text are (B, E), so that image @ text.T is (B, B)")
     if value is None:
         return NOT_TRIED
-    _check_tensor(value, (), {(5, 5): "these are the logits: the loss is their cross-entropy with the diagonal",
-                              (5,): "take the mean over the batch"})
+    logits_hint = "these are the logits: the loss is their cross-entropy with the diagonal as the target"
+    _check_tensor(value, (), {(5, 5): logits_hint, (5,): "take the mean over the batch"})
 
     def loss(x: Tensor, y: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
         logits = factor * x @ y.T  # (B, B)
@@ -185,8 +188,8 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "the embeddings are not normalised: divide each row by its length": sum(loss(image, text, scale)) / 2,
         "only the images are normalised: the texts too": sum(loss(unit_image, text, scale)) / 2,
         "only the texts are normalised: the images too": sum(loss(image, unit_text, scale)) / 2,
-        "only one direction, picture to text: add the cross-entropy of the transposed logits": rows,
-        "only one direction, text to picture: add the cross-entropy of the transposed logits": columns,
+        "only one direction, picture to text: the cross-entropy of logits.T is missing": rows,
+        "only one direction, text to picture: the cross-entropy of logits is missing": columns,
         "only half of one direction: add the other one": rows / 2,
         "both directions are summed: take their mean": rows + columns,
         "the scale is missing": sum(loss(unit_image, unit_text, 1.0)) / 2,
@@ -206,7 +209,7 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
 def check_frechet(fn: Callable[..., float]) -> str:
     """`fn(mu1 (D,), cov1 (D, D), mu2, cov2) -> float`: |mu1 - mu2|^2 + Tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
 
-    Given numpy arrays first; to a function that can't take those, torch tensors.
+    The arguments are numpy arrays; for a function that can't take those, torch tensors.
     """
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, 4))
@@ -262,17 +265,16 @@ def check_frechet(fn: Callable[..., float]) -> str:
 
 
 def _real_number(value: Any) -> float:
-    if isinstance(value, Tensor | np.ndarray) and value.size != 1 and getattr(value, "numel", lambda: 0)() != 1:
-        raise CheckFailed(f"expected one number, got shape {tuple(value.shape)}: is the trace (np.trace) missing?")
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        value = value.item()
-    if isinstance(value, complex):
+    array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.size != 1:
+        raise CheckFailed(f"expected one number, got shape {array.shape}: is the trace (np.trace) missing?")
+    if np.iscomplexobj(array):
         raise CheckFailed("the result is complex: sqrtm leaves a tiny imaginary part by rounding, take .real")
-    if not isinstance(value, int | float):
+    if array.dtype.kind not in "fiu":
         raise CheckFailed(f"expected one number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise CheckFailed("the result is NaN or infinite: the square root must be the matrix's (scipy.linalg.sqrtm)")
-    return float(value)
+    if not np.isfinite(array).all():
+        raise CheckFailed("the result is NaN or infinite: the root must be the matrix's (scipy.linalg.sqrtm)")
+    return float(array.item())
 
 
 _CAPTIONS = {  # each looks at one thing that is easily missed
@@ -319,7 +321,7 @@ def _check_answer(text: str, value: Any, right: dict[str, str]) -> None:
         if part not in right:
             beak = f"{colour} beak" in text or f"{colour} bill" in text
             hint = ": that is the beak's colour" if beak else ": leave out what the caption does not name"
-            raise CheckFailed(f"{said}it does not name the {part}'s colour, you found {colour!r}{hint}")
+            raise CheckFailed(f"{said}it names no colour of the {part}, you found {colour!r}{hint}")
         if colour not in minibirds.COLOURS:
             raise CheckFailed(f"{said}{part}: expected the colour's name {right[part]!r}, got {colour!r}")
         if colour != right[part]:
@@ -327,5 +329,6 @@ def _check_answer(text: str, value: Any, right: dict[str, str]) -> None:
     for part, colour in right.items():
         if part not in value:
             hint = {"body": f' ("{colour} bird" and "{colour} body" both name it)'}.get(part, "")
-            hint = f' ("{colour} breast" names it)' if f"{colour} breast" in text and part == "belly" else hint
+            if f"{colour} breast" in text:
+                hint = f' ("{colour} breast" names it)'
             raise CheckFailed(f"{said}the {part} is {colour}, you found nothing{hint}")

@@ -85,6 +85,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware computes in it")
     seed: int = Field(0, description="seed of weights, noise and data order")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    evaluate_every: int = Field(0, ge=0, description="steps between evaluations on 1,000 pictures, 0: none")
     sample_every: int = Field(100, ge=1, description="steps between sample grids")
 
 

@@ -2,6 +2,8 @@
 
 The Fréchet distance here is between features of the judge, not of Inception: nothing in this file is an FID,
 or compares with one. Read it beside its floor, the distance between real pictures and real pictures.
+The judge has learned to look past blur and grain, so it sees what is drawn and how varied, less how sharply:
+with 500 pictures a side (floor 6.1), a blur of 2 pixels gives 8.2, twenty pictures over and over give 89.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import math
 import random
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -259,14 +258,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
-    started = time.perf_counter()
     torch.manual_seed(args.seed)
     judge = Judge()
     data = drawings(args.drawings, args.seed, progress=partial(tqdm, desc="drawings", unit="bird"))
     reports = train_judge(judge, data, args.steps, args.batch_size, args.lr, args.seed)
     for report in (bar := tqdm(reports, total=args.steps, desc="judge", unit="step")):
         bar.set_postfix(loss=f"{report.loss:.3f}", accuracy=f"{report.accuracy:.3f}", refresh=False)
-    seconds = time.perf_counter() - started
     judge.half().float()  # measure what is written
     accuracy = {}
     for split, name in (("seen", "seen"), ("test", "held_out")):
@@ -289,7 +286,6 @@ def main(arguments: list[str] | None = None) -> None:
         "lr": args.lr,
         "parameters": sum(p.numel() for p in judge.parameters()),
         "threads": torch.get_num_threads(),
-        "seconds": round(seconds),
         "accuracy": accuracy,
         "torch": torch.__version__,
     }

@@ -311,10 +311,10 @@ def accuracy_bars(results: Mapping) -> Figure:
         raise ValueError("no caption accuracy among the results")
     names = [name for name in ATTRIBUTES if any(name in results[key] for key in series)]
     figure, ax = plt.subplots(figsize=(9, 3.7), layout="constrained")
-    width = 0.8 / len(series)
+    width = min(0.8 / len(series), 0.4)
     for index, (key, (label, colour)) in enumerate(series.items()):
         x = np.arange(len(names)) + (index - (len(series) - 1) / 2) * width
-        heights = [results[key].get(name, np.nan) for name in names]
+        heights = [float(np.nan if results[key].get(name) is None else results[key][name]) for name in names]
         bars = ax.bar(x, heights, 0.92 * width, color=colour, label=label)
         ax.bar_label(bars, ["" if np.isnan(h) else f"{h:.0%}" for h in heights], fontsize=9, padding=2)
     chance = results.get("chance") or {}
@@ -341,7 +341,7 @@ BLOCKS = {  # name: (column, row) on the drawing, text, the parts of the course 
     "mapper": (2, 2, "CLIP ViT\nwith prompts", "clip generator sampling"),
     "synthesis": (3, 2, "generator\nblocks", "generator sampling"),
     "picture": (4, 2, "generated\npicture", "generator discriminator evaluation sampling"),
-    "scores": (5, 2, "FID, caption\naccuracy", "evaluation"),
+    "scores": (5, 2, "judge,\nscores", "evaluation"),
     "caption": (0, 1, "caption", "data clip sampling"),
     "text": (1, 1, "CLIP text\nencoder", "clip sampling"),
     "sentence": (2, 1, "sentence\nembedding", "clip generator discriminator sampling"),

@@ -2,6 +2,7 @@
 
     <folder>/config.json           what the run is made of
     <folder>/metrics.jsonl         a line a step
+    <folder>/evaluations.jsonl     a line an evaluation
     <folder>/samples/              the same captions and noise over the steps
     <folder>/checkpoint.pt         everything needed to go on
     <folder>/generator.safetensors the EMA generator of a finished run, with its record
@@ -19,18 +20,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import minibirds
+from . import evaluation, minibirds
 from .clip_bridge import CLIP, ClipBridge
 from .clip_files import load_clip
 from .config import Config, ConfigError, build_config, changed
 from .files import WEIGHTS, WeightsError, load_weights, save_weights, write_atomically, write_json
 from .generator import Generator
+from .judge import load_judge
 from .sampling import contact_sheet, sample, save_png
 from .training import Networks, Optimizers, StepReport, TrainingData, train
 
 KIND = "galiplib generator"
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
-FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every")  # may change between stop and resume
+FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every", "train.evaluate_every")  # may change between stop and resume
+EVALUATED = 1000  # pictures of an evaluation on the way
 SAMPLE_CAPTIONS = (
     "a red bird with black wings and a white belly in the snow",
     "a blue bird with yellow wings and an orange belly in a meadow",
@@ -79,6 +82,7 @@ class Run:
         self.optimizers = Optimizers(self.networks, config.train)
         self.progress = progress
         self._data: TrainingData | None = None
+        self._splits: dict[str, minibirds.MiniBirds] | None = None
         if self.checkpoint.is_file():
             self._resume()
 
@@ -119,6 +123,9 @@ class Run:
                     log.write(json.dumps(dataclasses.asdict(report)) + "\n")
                     if self.step % self.config.train.sample_every == 0 or self.finished:
                         self._save_samples()
+                    every = self.config.train.evaluate_every
+                    if every and (self.step % every == 0 or self.finished):
+                        self._evaluate()
                     if self.step % self.config.train.checkpoint_every == 0 and not self.finished:
                         log.flush()
                         self.save()
@@ -146,11 +153,22 @@ class Run:
         tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
         save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
 
-    def history(self) -> list[dict[str, float]]:
+    def history(self) -> list[dict[str, Any]]:
         """The reports of all steps so far, from metrics.jsonl."""
-        if not self.metrics.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return _read_lines(self.metrics)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations on the way: step, frechet_distance, caption_accuracy and the rest of `evaluation.evaluate`."""
+        return _read_lines(self.folder / "evaluations.jsonl")
+
+    def _evaluate(self) -> None:
+        if self._splits is None:
+            self._splits = {split: make_data(self.config, split) for split in ("seen", "test")}
+            self._judge = load_judge()
+        settings = self.config.eval.model_copy(update={"images": EVALUATED})
+        results = evaluation.evaluate(self.networks.ema, self.bridge, self._judge, self._splits, settings, False)
+        with open(self.folder / "evaluations.jsonl", "a") as log:
+            log.write(json.dumps({"step": self.step, **results}) + "\n")
 
     def _save_samples(self) -> None:
         made = sample(self.networks.ema, self.bridge, list(SAMPLE_CAPTIONS), count=4, seed=0)
@@ -181,9 +199,13 @@ class Run:
             raise WeightsError(
                 f"{self.checkpoint} is damaged ({str(error)[:200]}); delete it to start this run anew"
             ) from None
-        lines = self.history()  # steps after the checkpoint are made again
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= self.step]
-        write_atomically(self.metrics, lambda stream: stream.write("".join(kept).encode()))
+        for path in (self.metrics, self.folder / "evaluations.jsonl"):  # what follows the checkpoint is made again
+            kept = [json.dumps(line) + "\n" for line in _read_lines(path) if line["step"] <= self.step]
+            write_atomically(path, lambda stream, kept=kept: stream.write("".join(kept).encode()))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def load_generator(

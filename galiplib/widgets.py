@@ -23,14 +23,14 @@ EXAMPLES = (
     "this green bird has an orange belly",
     "a large white bird with a long red beak at sunset",
 )
-TILE = 200  # about the width of a picture in the panel, pixels
+TILE = 180  # about the width of a picture in the panel, pixels
 COLUMNS = 4
 
 
 def sampler_panel(
     generator: Generator, bridge: ClipBridge, examples: Sequence[str] = EXAMPLES, checkpoint: str = ""
 ) -> ipywidgets.VBox:
-    """Caption, seed, number of pictures and a button; the pictures; a line that says what was drawn or went wrong.
+    """Caption, seed, count and a button; the pictures; a line that tells what was drawn or went wrong.
 
     Draws the first example at once. Pictures carry caption, seed and `checkpoint` in their PNG text. Every
     control has a CSS class: sampler-examples, -caption, -seed, -count, -draw, -image, -status, -log.
