@@ -80,20 +80,25 @@ def conv_of_doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class GeneratorBlock(nn.Module):
     """Upsample to `size`, then a residual of two text-fused 3x3 convolutions.
 
-    Pointwise work and the 1x1 shortcut commute with nearest upsampling, so they run on the small map.
+    Pointwise work and the 1x1 shortcut commute with nearest upsampling, so they run on the small map. The published
+    shortcut upsamples to the nearest pixel and so carries CLIP's grid as squares into the picture, which a short
+    training does not smooth away; with `smooth_shortcut` it interpolates linearly.
     """
 
-    def __init__(self, condition_dim: int, channels_in: int, channels_out: int, size: int) -> None:
+    def __init__(
+        self, condition_dim: int, channels_in: int, channels_out: int, size: int, smooth_shortcut: bool = False
+    ) -> None:
         super().__init__()
         self.size = size
+        self.mode = "bilinear" if smooth_shortcut else "nearest"
         self.fuse1 = TextFusion(condition_dim, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.fuse2 = TextFusion(condition_dim, channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
-    def _upsample(self, x: Tensor) -> Tensor:
-        return x if x.shape[-1] == self.size else F.interpolate(x, size=(self.size, self.size))
+    def _upsample(self, x: Tensor, mode: str = "nearest") -> Tensor:
+        return x if x.shape[-1] == self.size else F.interpolate(x, size=(self.size, self.size), mode=mode)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, channels_in, h, h), (B, C) -> (B, channels_out, size, size)."""
@@ -103,7 +108,7 @@ class GeneratorBlock(nn.Module):
         else:
             residual = self.conv1(self._upsample(fused))
         residual = self.conv2(self.fuse2(residual, condition))
-        return self._upsample(self.shortcut(x)) + residual
+        return self._upsample(self.shortcut(x), self.mode) + residual
 
 
 class FeatureBlock(nn.Module):

@@ -62,6 +62,7 @@ class ModelConfig(Section):
         "reference", description="side of generated pictures, pixels; 'reference' is what CLIP takes in (224 for ViT-B/32)"
     )
     code_channels: int = Field(64, ge=1, description="channels of the noise map before the fusion blocks")
+    smooth_shortcut: bool = Field(False, description="generator blocks' shortcuts upsample linearly; published: nearest")
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
@@ -79,6 +80,7 @@ class TrainConfig(Section):
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
     penalty_power: float = Field(6.0, gt=0, description="p of the matching-aware gradient penalty")
     penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much (lazy regularisation)")
+    shift: int = Field(0, ge=0, description="pixels by which pictures, real and generated, are moved at random before CLIP")
     decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run over which learning rates fall to 0")
     ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
     ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")

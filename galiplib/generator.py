@@ -68,7 +68,8 @@ class Generator(nn.Module):
         self.prompts = nn.Linear(condition_dim, bridge.prompt_layers * bridge.width)
         self.from_clip = nn.Conv2d(bridge.width, channels[0][0], 5, padding=2)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(condition_dim, *widths, size) for widths, size in zip(channels, sizes, strict=True)
+            GeneratorBlock(condition_dim, *widths, size, config.smooth_shortcut)
+            for widths, size in zip(channels, sizes, strict=True)
         )
         self.to_rgb = nn.Conv2d(channels[-1][1], 3, 3, padding=1)
 

@@ -102,10 +102,14 @@ class Run:
     def data(self) -> TrainingData:
         """The training split through CLIP, made when first asked for."""
         if self._data is None:
-            bar = (lambda rows: tqdm(rows, desc="CLIP features")) if self.progress else iter
+            bar = (lambda rows: tqdm(rows, desc="captions through CLIP")) if self.progress else iter
             birds = make_data(self.config)
             self._data = TrainingData(self.bridge, birds.images, birds.captions, bar)
         return self._data
+
+    @data.setter
+    def data(self, data: TrainingData) -> None:
+        self._data = data
 
     def train(self) -> Iterator[StepReport]:
         """Train to the end, yielding every step's report; logs, samples and checkpoints on the way.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clip_bridge import ClipBridge
@@ -46,34 +47,30 @@ class StepReport:
 
 
 class TrainingData:
-    """Real pictures as the discriminator sees them, and their captions: both through CLIP once, then kept.
+    """Real pictures, and their captions as embeddings, through CLIP once and then kept.
 
     Args:
         bridge: the frozen CLIP.
         images: (N, H, W, 3) uint8.
         captions: N lists of captions, equally many each.
+        progress: wraps the passes of the captions through CLIP (a tqdm, say).
     """
 
     def __init__(self, bridge: ClipBridge, images: np.ndarray, captions: list[list[str]], progress=iter) -> None:
         self.device = bridge.pixel_mean.device
+        self.images = images
         unique = sorted({text for texts in captions for text in texts})
         position = {text: index for index, text in enumerate(unique)}
         self.choices = np.array([[position[text] for text in texts] for texts in captions])  # (N, captions an image)
         with torch.no_grad():
-            tokens = bridge.tokenize(unique)
-            self.sentences = torch.cat([bridge.encode_text(t.to(self.device)) for t in tokens.split(500)])  # (U, E)
-            self.features = torch.cat(  # (N, taps, W, g, g), in fp16: half the memory, and far finer than the pictures
-                [
-                    bridge.encode_image(to_images(images[i : i + 100]).to(self.device))[0].half()
-                    for i in progress(range(0, len(images), 100))
-                ]
-            )
+            parts = list(bridge.tokenize(unique).split(500))
+            self.sentences = torch.cat([bridge.encode_text(part.to(self.device)) for part in progress(parts)])  # (U, E)
 
     def __len__(self) -> int:
         return len(self.choices)
 
     def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: features (B, taps, W, g, g) and a random caption's embedding each (B, E).
+        """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
 
         Every epoch is a new permutation; its last, incomplete batch is dropped, as the authors do.
 
@@ -83,11 +80,25 @@ class TrainingData:
         per_epoch = len(self) // size
         if per_epoch == 0:
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
-        epoch, place = divmod(step, per_epoch)
+        epoch, place = divmod(step - 1, per_epoch)
         rows = np.random.default_rng((seed, epoch)).permutation(len(self))[place * size : (place + 1) * size]
         picks = np.random.default_rng((seed, 1, step)).integers(self.choices.shape[1], size=size)
-        features = self.features[torch.from_numpy(rows)].float()
-        return features, self.sentences[torch.from_numpy(self.choices[rows, picks])]
+        sentences = self.sentences[torch.from_numpy(self.choices[rows, picks])]
+        return to_images(self.images[rows]).to(self.device), sentences
+
+
+def shift(images: Tensor, offsets: Tensor) -> Tensor:
+    """Move every picture (B, 3, H, W) by its own offsets (B, 2) in pixels, edges repeated (DiffAugment's translation).
+
+    What CLIP's patches see of a picture then depends on no fixed grid, so neither do the generator's mistakes.
+    """
+    reach = int(offsets.abs().max())
+    if reach == 0:
+        return images
+    height, width = images.shape[2:]
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    corners = (offsets + reach).tolist()
+    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
 
 
 class Networks(nn.Module):
@@ -152,22 +163,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-def noise_of(step: int, size: int, noise_dim: int, seed: int, device: torch.device) -> Tensor:
-    """The noise of a step, (B, Z), from (seed, step) alone and the same on every device."""
-    random = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, 2, step)).generate_state(1)[0]))
-    return torch.randn(size, noise_dim, generator=random).to(device)
+def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
+    """The random numbers of one purpose in one step: the same on every device and after every interruption."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, purpose, step)).generate_state(1)[0]))
 
 
 def train_step(
     networks: Networks, bridge: ClipBridge, optimizers: Optimizers, config: TrainConfig, step: int,
-    features: Tensor, sentence: Tensor, noise: Tensor,
+    images: Tensor, sentence: Tensor, noise: Tensor, offsets: Tensor | None = None,
 ) -> StepReport:
     """One step, discriminator then generator on the same fakes.
 
     Args:
-        features: tapped CLIP features of real pictures, (B, taps, W, g, g).
+        images: real pictures, (B, 3, H, W) in [-1, 1].
         sentence: their captions' embeddings, (B, E); rolled by one they are the mismatched captions.
         noise: (B, Z).
+        offsets: (2, B, 2) pixels by which real and generated pictures are moved before CLIP; by default none.
     """
     started = time.perf_counter()
     rate = optimizers.set_rates(step)
@@ -176,7 +187,11 @@ def train_step(
     # One graph of the fakes serves both: the discriminator sees them detached, the generator goes back through it.
     with autocast(config.precision, device):
         fakes = networks.generator(noise, sentence)  # (B, 3, H, W)
+        if offsets is not None:
+            images, fakes = shift(images, offsets[0]), shift(fakes, offsets[1])
         fake_features, fake_embedding = bridge.encode_image(fakes)  # (B, taps, W, g, g), (B, E)
+        with torch.no_grad():  # the penalty asks for gradients towards the features, not towards the pixels
+            features, _ = bridge.encode_image(images)
 
     # Discriminator: real with its caption, real with another's, generated.
     for parameter in optimizers.d_parameters:
@@ -229,6 +244,9 @@ def train(
 ) -> Iterator[StepReport]:
     """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two."""
     for step in range(start + 1, config.max_steps + 1):
-        features, sentence = data.batch(step - 1, config.batch_size, config.seed)
-        noise = noise_of(step, config.batch_size, networks.generator.noise_dim, config.seed, sentence.device)
-        yield train_step(networks, bridge, optimizers, config, step, features, sentence, noise)
+        images, sentence = data.batch(step, config.batch_size, config.seed)
+        size, device = config.batch_size, sentence.device
+        noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(config.seed, 2, step)).to(device)
+        reach = config.shift
+        offsets = torch.randint(-reach, reach + 1, (2, size, 2), generator=random_of(config.seed, 3, step))
+        yield train_step(networks, bridge, optimizers, config, step, images, sentence, noise, offsets)

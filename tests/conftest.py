@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from galiplib.clip_bridge import ClipBridge
+from galiplib.clip_training import new_clip, vocabulary_of
+from galiplib.config import load_config
+
+TINY = {
+    "model.channels": 4,
+    "model.code_channels": 8,
+    "model.disc_channels": 16,
+    "model.head_channels": 8,
+    "model.fusion_blocks": 1,
+    "train.batch_size": 4,
+    "data.train_size": 24,
+    "data.test_size": 20,
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """Profile mini with small networks and few pictures (the CLIP is the shipped one)."""
+    return lambda **more: load_config("mini", {**TINY, **{key.replace("__", "."): v for key, v in more.items()}})
+
+
+@pytest.fixture(scope="session")
+def small_clip():
+    """An untrained CLIP of 4 blocks on 56 px with a few words."""
+    torch.manual_seed(0)
+    geometry = {
+        "embed_dim": 32, "image_resolution": 56, "vision_layers": 4, "vision_width": 64, "vision_patch_size": 8,
+        "context_length": 16, "transformer_width": 64, "transformer_heads": 2, "transformer_layers": 2,
+    }  # fmt: skip
+    words = ["a red bird with black wings", "this is a small blue bird that has a white belly in the snow"]
+    return new_clip(geometry, vocabulary_of(words)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small_bridge(small_clip):
+    return ClipBridge(small_clip)
