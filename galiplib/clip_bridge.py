@@ -154,7 +154,7 @@ class ClipBridge(nn.Module):
         return rows
 
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, embed).
+        """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, text width).
 
         Positions behind the longest caption of the batch are not computed: the causal mask hides them from the rest.
         """
@@ -165,8 +165,8 @@ class ClipBridge(nn.Module):
         x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length].to(dtype)  # (B, L, D)
         for block in model.transformer.resblocks:
             x = run_block(block, x)
-        words = model.ln_final(x) @ model.text_projection  # (B, L, embed)
-        return words[torch.arange(len(tokens), device=tokens.device), ends], words
+        words = model.ln_final(x)  # (B, L, D)
+        return words[torch.arange(len(tokens), device=tokens.device), ends] @ model.text_projection, words
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (B, context) -> sentence embeddings (B, embed), not normalised."""
