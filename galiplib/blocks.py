@@ -18,7 +18,7 @@ def mlp(condition_dim: int, channels: int) -> nn.Sequential:
 
 
 class Affine(nn.Module):
-    """Scale and shift every channel by what the condition says; starts as the identity (DF-GAN, CVPR 2022, sec. 3.4)."""
+    """Scale and shift every channel by what the condition says; starts as the identity (DF-GAN, CVPR 2022)."""
 
     def __init__(self, condition_dim: int, channels: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TextFusion(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """A residual of two 3x3 convolutions with text fusion behind each: writes the caption into the noise map before CLIP."""
+    """A residual of two text-fused 3x3 convolutions: writes the caption into the noise map before CLIP."""
 
     def __init__(self, condition_dim: int, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class FusionBlock(nn.Module):
 
 
 def conv_of_doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3x3 convolution of `x` upsampled x2 to the nearest, without making the large map: (B, C, H, W) -> (B, O, 2H, 2W).
+    """A 3x3 convolution of `x` doubled to the nearest, without the large map: (B, C, H, W) -> (B, O, 2H, 2W).
 
     Each output pixel sees only 2x2 different input pixels, so the 3x3 kernel spread over them is a transposed
     convolution with a 4x4 kernel and stride 2: 16 products where upsampling first takes 36. Equal up to rounding.

@@ -76,7 +76,7 @@ def train_clip(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train GALIP in a run folder, or go on with the one that is there; with --export, write the generator elsewhere."""
+    """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
     config = configure(args)
     run = Run(args.out, config, args.device)
     if run.step:

@@ -112,7 +112,7 @@ class ClipBridge(nn.Module):
         self.context_length = model.context_length
         self.taps = tuple(default_taps(self.layers) if taps is None else taps)
         if any(not 0 <= tap < self.layers for tap in self.taps):
-            raise ValueError(f"taps {self.taps} lie outside the {self.layers} blocks of this CLIP (0..{self.layers - 1})")
+            raise ValueError(f"taps {self.taps} lie outside this CLIP's {self.layers} blocks, 0..{self.layers - 1}")
         self.prompt_layers = default_prompt_layers(self.layers) if prompt_layers is None else prompt_layers
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)

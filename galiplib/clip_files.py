@@ -25,7 +25,9 @@ def clip_record(path: str | Path = SHIPPED) -> dict[str, Any]:
     return load_weights(path, KIND)[1]
 
 
-def load_clip(name: str | Path = "mini", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> CLIP:
+def load_clip(
+    name: str | Path = "mini", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CLIP:
     """A frozen `clip.model.CLIP` in eval mode.
 
     Args:

@@ -26,7 +26,7 @@ from .config import ClipConfig, DataConfig
 
 WARM_UP_STEPS = 50
 PAIRS = 256  # word pairs that the start-up aid predicts, the most frequent ones
-POSITION_SCALE = 0.5  # CLIP's own 0.09 hides a patch's place behind its content: binding colour to part takes twice as long
+POSITION_SCALE = 0.5  # CLIP's own 0.09 hides a patch's place behind its content, and binding takes twice as long
 TOKEN_SCALE = 0.1
 
 
@@ -109,7 +109,9 @@ def to_images(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_clip(bridge: ClipBridge, data: minibirds.MiniBirds, config: ClipConfig, seed: int = 0) -> Iterator[ClipReport]:
+def train_clip(
+    bridge: ClipBridge, data: minibirds.MiniBirds, config: ClipConfig, seed: int = 0
+) -> Iterator[ClipReport]:
     """Train `bridge.model` (made with `trainable=True`) on a data set, a step a report.
 
     Every step: a random caption of each of `config.batch_size` random images; AdamW, warm-up, cosine to zero.

@@ -37,8 +37,8 @@ class ClipConfig(Section):
 
     name: str = Field("mini", description="'mini' (shipped), a file, or an OpenAI name such as ViT-B/32")
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
-    taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; by default scaled from GALIP's")
-    prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; by default scaled from GALIP's")
+    taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
+    prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")
     width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the image encoder")
     layers: int = Field(4, ge=1, description="small CLIP: blocks of the image encoder")
     patch_size: int = Field(8, ge=1, description="small CLIP: side of a patch, pixels")
@@ -59,10 +59,10 @@ class ModelConfig(Section):
     channels: int = Field(64, ge=1, description="nf: channels of the generator's last block")
     noise_dim: int = Field(100, ge=1, description="z: length of the noise vector")
     image_size: int | Literal["reference"] = Field(
-        "reference", description="side of generated pictures, pixels; 'reference' is what CLIP takes in (224 for ViT-B/32)"
+        "reference", description="side of generated pictures, pixels; 'reference': the published 224"
     )
     code_channels: int = Field(64, ge=1, description="channels of the noise map before the fusion blocks")
-    smooth_shortcut: bool = Field(False, description="generator blocks' shortcuts upsample linearly; published: nearest")
+    smooth_shortcut: bool = Field(False, description="shortcuts upsample linearly; published: nearest")
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
@@ -79,12 +79,12 @@ class TrainConfig(Section):
     clip_weight: float = Field(4.0, ge=0, description="weight of the CLIP similarity in the generator's loss")
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
     penalty_power: float = Field(6.0, gt=0, description="p of the matching-aware gradient penalty")
-    penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much (lazy regularisation)")
-    shift: int = Field(0, ge=0, description="pixels by which pictures, real and generated, are moved at random before CLIP")
-    decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run over which learning rates fall to 0")
+    penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much")
+    shift: int = Field(0, ge=0, description="pixels by which pictures are moved at random before CLIP")
+    decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run, over which rates fall to 0")
     ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
     ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware computes in it")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     seed: int = Field(0, description="seed of weights, noise and data order")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on 1,000 pictures, 0: none")
@@ -115,7 +115,8 @@ SECTIONS = ("data", "clip", "model", "train", "eval")
 
 def profiles() -> list[str]:
     """The names of the profiles that ship with the package."""
-    return sorted(path.name[:-5] for path in resources.files("galiplib.profiles").iterdir() if path.name.endswith(".yaml"))
+    names = [path.name for path in resources.files("galiplib.profiles").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def valid_keys() -> dict[str, str]:

@@ -22,7 +22,7 @@ def hinge_fake(logits: Tensor) -> Tensor:
 def matching_aware_penalty(
     logit_of: Callable[[Tensor, Tensor], Tensor], features: Tensor, sentence: Tensor, weight: float, power: float
 ) -> Tensor:
-    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: weight * mean(norm of d logit / d (features, sentence) ^ power).
+    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: weight * mean(|d logit / d (features, sentence)| ^ power).
 
     Args:
         logit_of: (features, sentence) -> logits (B,), the discriminator and its head.

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ _WING = [(.16, -.13), (.17, .00), (.08, .10), (-.10, .14), (-.32, .13), (-.50, .
 _FEATHERS = [[(.06, .04), (-.16, .08), (-.36, .075)], [(.07, -.05), (-.12, .00), (-.30, .01)]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spline(points: tuple[tuple[float, float], ...], steps: int = 6) -> np.ndarray:
     """Closed Catmull-Rom curve through the points -> (len(points) * steps, 2)."""
     p = np.asarray(points)
@@ -125,7 +125,7 @@ _SKIES = {
 _VARIANTS = 24  # scenery is drawn once per variant and reused: it is the slow part of a picture
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scenery(background: str, variant: int, size: int) -> Image.Image:
     rng = random.Random(f"{background}-{variant}")
     picture = _gradient(size, *_SKIES[background])

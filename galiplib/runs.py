@@ -14,6 +14,7 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from .training import Networks, Optimizers, StepReport, TrainingData, train
 
 KIND = "galiplib generator"
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
-FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every", "train.evaluate_every")  # may change between stop and resume
+# may change between stop and resume
+FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every", "train.evaluate_every")
 EVALUATED = 1000  # pictures of an evaluation on the way
 SAMPLE_CAPTIONS = (
     "a red bird with black wings and a white belly in the snow",
     "a blue bird with yellow wings and an orange belly in a meadow",
-    "this bird is yellow with green wings and a purple belly in the sky",
+    "a yellow bird with green wings and a purple belly in the sky",
     "a white bird with pink wings and a brown belly at sunset",
 )
 
@@ -81,7 +83,6 @@ class Run:
         self.networks = Networks(self.bridge, config)
         self.optimizers = Optimizers(self.networks, config.train)
         self.progress = progress
-        self._data: TrainingData | None = None
         self._splits: dict[str, minibirds.MiniBirds] | None = None
         if self.checkpoint.is_file():
             self._resume()
@@ -98,18 +99,12 @@ class Run:
     def finished(self) -> bool:
         return self.step >= self.config.train.max_steps
 
-    @property
+    @cached_property
     def data(self) -> TrainingData:
-        """The training split through CLIP, made when first asked for."""
-        if self._data is None:
-            bar = (lambda rows: tqdm(rows, desc="captions through CLIP")) if self.progress else iter
-            birds = make_data(self.config)
-            self._data = TrainingData(self.bridge, birds.images, birds.captions, bar)
-        return self._data
-
-    @data.setter
-    def data(self, data: TrainingData) -> None:
-        self._data = data
+        """The training split, its captions through CLIP; made when first asked for, unless set before."""
+        bar = partial(tqdm, disable=not self.progress)
+        birds = make_data(self.config, progress=partial(bar, desc="birds"))
+        return TrainingData(self.bridge, birds.images, birds.captions, partial(bar, desc="captions through CLIP"))
 
     def train(self) -> Iterator[StepReport]:
         """Train to the end, yielding every step's report; logs, samples and checkpoints on the way.
@@ -142,7 +137,7 @@ class Run:
         self.export(self.folder / "generator.safetensors")
 
     def save(self) -> None:
-        """Write the checkpoint: networks, EMA, optimizers, step. Atomic: the old one stays until the new one is whole."""
+        """Write the checkpoint: networks, EMA, optimizers, step; the old one stays until the new one is whole."""
         state = {
             "step": self.step,
             "config": self.config.model_dump(),
@@ -162,7 +157,7 @@ class Run:
         return _read_lines(self.metrics)
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations on the way: step, frechet_distance, caption_accuracy and the rest of `evaluation.evaluate`."""
+        """The evaluations on the way: step, and what `evaluation.evaluate` returns."""
         return _read_lines(self.folder / "evaluations.jsonl")
 
     def _evaluate(self) -> None:

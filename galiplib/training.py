@@ -119,7 +119,7 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, step: int, config: TrainConfig) -> None:
-        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of the steps so far."""
+        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far."""
         half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
         keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
         ours = list(self.generator.parameters())
@@ -155,7 +155,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower than fp32), else "fp32"."""
+    """"auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower), else "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

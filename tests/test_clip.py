@@ -61,7 +61,7 @@ def test_small_tokenizer_drops_unknown_words_and_refuses_empty(small_bridge):
 def test_wrong_bridge_arguments(small_clip):
     with pytest.raises(ValueError, match="clip, reference"):
         ClipBridge(small_clip, convention="other")
-    with pytest.raises(ValueError, match="outside the 4 blocks"):
+    with pytest.raises(ValueError, match="outside this CLIP.s 4 blocks"):
         ClipBridge(small_clip, taps=(1, 9))
 
 

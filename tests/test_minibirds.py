@@ -67,7 +67,9 @@ def test_counterfactual_needs_the_attribute():
         counterfactuals("a red bird", "wing")
 
 
-@pytest.mark.parametrize(("split", "count", "message"), [("valid", 3, "train, seen, test"), ("train", 0, "at least one")])
+@pytest.mark.parametrize(
+    ("split", "count", "message"), [("valid", 3, "train, seen, test"), ("train", 0, "at least one")]
+)
 def test_bad_split_or_count(split, count, message):
     with pytest.raises(ValueError, match=message):
         minibirds.birds(split, count)
