@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=30)
     repeats = parser.parse_args().repeats
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, fp32, forward + backward, median of {repeats}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, forward + backward, median of {repeats}")
     print("| batch, heads, length, width | written out, ms | fused, ms | fused / written out |")
     print("|---|---|---|---|")
     for shape in ((32, 2, 50, 64), (128, 2, 50, 64), (128, 4, 20, 32)):
