@@ -20,5 +20,5 @@ save_png(contact_sheet(made.images, columns=8, captions=CAPTIONS, scale=2), HERE
 
 colours = ["red", "orange", "green", "blue", "purple", "pink", "brown", "black"]
 made = sample(generator, generator.bridge, [ONE_WORD.format(colour) for colour in colours], count=1, seed=3)
-sheet = contact_sheet(made.images, columns=8, captions=[f"... with {colour} wings ..." for colour in colours], scale=2)
+sheet = contact_sheet(made.images, columns=8, captions=[f"{colour} wings" for colour in colours], scale=2)
 save_png(sheet, HERE / "one_word.png", {"seed": "3"})
