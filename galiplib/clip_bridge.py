@@ -34,7 +34,7 @@ def bpe_tokenizer() -> SimpleTokenizer:
 
 def default_taps(layers: int) -> tuple[int, ...]:
     """The tapped image blocks, 0-based: GALIP's 1, 4, 8 of 12, at the same relative depth in another ViT."""
-    return tuple(max(0, round(tap * layers / 12)) for tap in (1, 4, 8)) if layers != 12 else (1, 4, 8)
+    return tuple(min(layers - 1, round(tap * layers / 12)) for tap in (1, 4, 8))
 
 
 def default_prompt_layers(layers: int) -> int:
@@ -144,7 +144,8 @@ class ClipBridge(nn.Module):
         for row, text in zip(rows, captions, strict=True):
             pieces = tokenizer.encode(text)
             known = [index_of[piece] for piece in pieces if piece in index_of]
-            unknown |= {tokenizer.decoder[p].replace("</w>", "") for p in pieces if p not in index_of}
+            if len(known) < len(pieces):
+                unknown |= {word for word in text.split() if not set(tokenizer.encode(word)) <= index_of.keys()}
             if not known:
                 raise ValueError(f"this small CLIP knows none of the words of {text!r}")
             ids = [start, *known[: self.context_length - 2], end]
