@@ -128,9 +128,12 @@ def test_one_training_step_is_the_published_one(bridge, inputs, outputs):
     for value, key in [
         (report.loss_real, "errD_real"), (report.loss_mismatch, "errD_mismatch"), (report.loss_fake, "errD_fake"),
         (report.penalty, "errD_magp"), (report.loss_d + report.penalty, "errD"),
-        (report.similarity, "text_image_similarity"), (report.loss_g, "errG"),
+        (report.similarity, "text_image_similarity"),
     ]:  # fmt: skip
         close(value, STEP[key])
+    # Behind the discriminator's first Adam step, which moves a weight by the learning rate however small its gradient:
+    # where a gradient is nearly zero, rounding decides the direction.
+    close(report.loss_g, STEP["errG"], 1e-3)
     for prefix, module in (("netG", networks.generator), ("netD", networks.discriminator), ("netC", networks.head)):
         gradients = {name: parameter.grad.norm().item() for name, parameter in module.named_parameters()}
         for name in names(prefix):
