@@ -5,7 +5,8 @@ from .clip_files import load_clip
 from .config import Config, ConfigError, load_config, profiles
 from .files import WeightsError
 from .generator import Generator
-from .runs import Run, load_generator
+from .loading import export_reference, load_discriminator, load_generator
+from .runs import Run
 from .sampling import sample
 
 __version__ = "0.1.0"
@@ -16,8 +17,10 @@ __all__ = [
     "Generator",
     "Run",
     "WeightsError",
+    "export_reference",
     "load_clip",
     "load_config",
+    "load_discriminator",
     "load_generator",
     "profiles",
     "sample",

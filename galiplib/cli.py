@@ -19,7 +19,8 @@ from .clip_bridge import ClipBridge
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
 from .files import WeightsError, write_json
 from .judge import load_judge
-from .runs import Run, load_generator, make_data
+from .loading import load_generator
+from .runs import Run, make_data
 from .sampling import contact_sheet, sample, save_png
 
 

@@ -101,6 +101,7 @@ class ClipBridge(nn.Module):
         if convention not in CONVENTIONS:
             raise ValueError(f"unknown CLIP input convention {convention!r}: one of {', '.join(CONVENTIONS)}")
         self.model = model if trainable else model.eval().requires_grad_(False)
+        self.mapper_only = getattr(model, "mapper_only", False)  # out of an authors' file: a part of the vision tower
         self.convention = convention
         visual = model.visual
         self.layers = visual.transformer.layers
@@ -117,6 +118,13 @@ class ClipBridge(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
+    def _need_whole(self, what: str) -> None:
+        if self.mapper_only:
+            raise ValueError(
+                f"{what} can't be encoded: the checkpoint holds only the part of CLIP that its generator needs. Load "
+                'it with the whole one: load_generator(path, clip_model=load_clip("ViT-B/32"))'
+            )
+
     # ------------------------------------------------------------ text
 
     def tokenize(self, captions: str | Sequence[str]) -> Tensor:
@@ -132,6 +140,7 @@ class ClipBridge(nn.Module):
         for index, text in enumerate(captions):
             if not text.strip():
                 raise ValueError(f"caption {index} is empty: write what the picture should show")
+        self._need_whole("captions")
         vocabulary = getattr(self.model, "vocabulary", None)
         if vocabulary is None:
             return clip.tokenize(captions, context_length=self.context_length, truncate=True).long()
@@ -159,6 +168,7 @@ class ClipBridge(nn.Module):
 
         Positions behind the longest caption of the batch are not computed: the causal mask hides them from the rest.
         """
+        self._need_whole("captions")
         model = self.model
         ends = tokens.argmax(dim=-1)  # the end mark has the highest id
         length = int(ends.max()) + 1
@@ -200,6 +210,7 @@ class ClipBridge(nn.Module):
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""
+        self._need_whole("images")
         visual = self.model.visual
         x = self._tokens_in(visual.conv1(self.preprocess(images).to(visual.conv1.weight.dtype)))
         tapped = []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .clip_bridge import CLIP, clip
-from .files import WEIGHTS, WeightsError, load_weights, save_weights
+from .files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights
 
 SHIPPED = WEIGHTS / "clip_mini.safetensors"
 KIND = "galiplib clip"
+ARCHIVE_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold as tensors
 
 
 def save_clip(path: str | Path, model: CLIP, geometry: dict[str, int], record: dict[str, Any]) -> None:
@@ -31,19 +35,23 @@ def load_clip(
     """A frozen `clip.model.CLIP` in eval mode.
 
     Args:
-        name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32", downloaded once by
-            `clip.load`) or a file of OpenAI's (TorchScript archive).
+        name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32"; `clip.load`
+            downloads it once, with a progress bar, into ~/.cache/clip and checks its SHA-256), or a file with the
+            same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save`).
         dtype: of its parameters.
 
     Raises:
-        WeightsError: for an unknown name, a damaged file, or a download that fails.
+        WeightsError: for an unknown name, a damaged or unsafe file, names or shapes that don't fit, or a download
+            that fails; without a network it says which file to put where.
     """
     if name == "mini":
         model = _load_small(SHIPPED)
     elif str(name).endswith(".safetensors"):
         model = _load_small(Path(name))
-    elif str(name) in clip.available_models() or Path(name).is_file():
-        model = _load_openai(str(name))
+    elif str(name) in clip.available_models():
+        model = _by_name(str(name))
+    elif Path(name).is_file():
+        model = _from_file(Path(name))
     else:
         known = ", ".join(["mini", *clip.available_models()])
         raise WeightsError(f"no CLIP named {str(name)!r} and no such file; known names: {known}")
@@ -61,12 +69,46 @@ def _load_small(path: Path) -> CLIP:
     return model
 
 
-def _load_openai(name: str) -> CLIP:
+def _by_name(name: str) -> CLIP:
     try:
-        model, _ = clip.load(name, device="cpu", jit=False)
-    except (OSError, RuntimeError) as error:
+        return clip.load(name, device="cpu")[0].float()
+    except (OSError, RuntimeError, EOFError) as error:
+        url = clip.clip._MODELS[name]
+        target = Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[1]
         raise WeightsError(
-            f"CLIP {name} can't be loaded: {error}. Without a network, get the file from OpenAI's CLIP repository "
-            "elsewhere and give its path as clip.name"
+            f"CLIP {name} can't be downloaded ({error}). Without a network, fetch {url} elsewhere and put the file at "
+            f"{target}, or give its path as clip.name"
         ) from None
-    return model.float()
+
+
+def _from_file(path: Path) -> CLIP:
+    """OpenAI's archive or a state dict, in fp32: `clip.load` on a file would round to fp16 and unpickle anything."""
+    state = _archive_state(path) if _is_archive(path) else load_torch(path)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} holds no state dict of a CLIP (name -> tensor), but {type(state).__name__}")
+    state = {name: tensor for name, tensor in state.items() if name not in ARCHIVE_FACTS}
+    try:
+        model = clip.model.build_model(dict(state)).float()
+    except KeyError as error:
+        raise WeightsError(f"{path} is no CLIP of OpenAI's: it lacks {error}") from None
+    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise WeightsError(f"{path} doesn't fit clip.model.CLIP: {str(error)[:300]}") from None
+    fit(model, state, f"the CLIP in {path}")  # again, since build_model rounds to fp16
+    return model
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _archive_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, OpenAI's files stay
+            return torch.jit.load(path, map_location="cpu").state_dict()
+    except (RuntimeError, OSError) as error:
+        raise WeightsError(f"{path} is a damaged TorchScript archive: {str(error)[:200]}") from None

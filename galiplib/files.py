@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
@@ -78,6 +82,58 @@ def load_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         return tensors, json.loads(metadata.get("record", "{}"))
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path} is damaged: its record is no JSON ({error})") from None
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file looks like safetensors: eight bytes of header length, then a JSON object."""
+    with open(path, "rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def load_torch(path: str | Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors, containers, numbers and strings, nothing that could run code.
+
+    Raises:
+        WeightsError: for a file that is absent, truncated, or holds any other Python object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    with open(path, "rb") as stream:
+        start = stream.read(4)
+    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} is damaged: its end is missing, as after a download or copy that broke off")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)|REDUCE|BUILD|INST|NEWOBJ", str(error)):
+            raise WeightsError(
+                f"{path} holds Python objects besides tensors ({found.group(1) or found.group(0)}), and loading them "
+                "could run code: refused. Right would be a file with state dicts and numbers only"
+            ) from None
+        raise WeightsError(f"{path} is damaged or no file of torch.save") from None
+    except Exception as error:  # of any kind: what the bytes of a broken file lead to can't be listed
+        raise WeightsError(f"{path} is damaged or no file of torch.save: {str(error)[:200]}") from None
+
+
+def fit(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """`load_state_dict` in fp32, with a message that says what does not fit.
+
+    Raises:
+        WeightsError: listing the first few missing or unexpected names and unlike shapes (name, found, expected).
+    """
+    wanted = module.state_dict()
+    problems = []
+    for kind, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind}: {', '.join(sorted(names)[:3])}{more}")
+    unlike = [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n].shape]
+    for name in unlike[:3]:
+        problems.append(f"{name} is {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}")
+    if problems:
+        raise WeightsError(f"{what} doesn't fit: {'; '.join(problems)}")
+    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
 
 
 def require(path: str | Path, made_by: str) -> Path:

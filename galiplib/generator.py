@@ -18,13 +18,14 @@ def block_sizes(grid: int, image_size: int | str) -> tuple[int, ...]:
     """The side of every generator block's output.
 
     Doublings of CLIP's grid where the image size is one (a first block at the grid itself), since doubling with the
-    nearest pixel leaves no pattern; else powers of two up to the image size; for "reference" the published sizes.
+    nearest pixel leaves no pattern; else powers of two up to the image size; for "reference" the published sizes
+    (those above the grid, for a CLIP with a finer one than ViT-B/32's 7 x 7).
 
     Raises:
         ValueError: for an image not larger than CLIP's grid.
     """
     if image_size == "reference":
-        return REFERENCE_SIZES
+        return tuple(size for size in REFERENCE_SIZES if size > grid)
     if image_size <= grid:
         raise ValueError(f"model.image_size = {image_size} must be larger than CLIP's grid of {grid} x {grid} patches")
     sizes = [grid]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,14 +24,12 @@ from . import evaluation, minibirds
 from .clip_bridge import CLIP, ClipBridge
 from .clip_files import load_clip
 from .config import Config, ConfigError, build_config, changed
-from .files import WEIGHTS, WeightsError, load_weights, save_weights, write_atomically, write_json
-from .generator import Generator
+from .files import WeightsError, load_torch, save_weights, write_atomically, write_json
 from .judge import load_judge
 from .sampling import contact_sheet, sample, save_png
 from .training import Networks, Optimizers, StepReport, TrainingData, train
 
 KIND = "galiplib generator"
-SHIPPED = WEIGHTS / "generator_mini.safetensors"
 # may change between stop and resume
 FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every", "train.evaluate_every")
 EVALUATED = 1000  # pictures of an evaluation on the way
@@ -189,15 +186,13 @@ class Run:
 
     def _resume(self) -> None:
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = load_torch(self.checkpoint)
             self.networks.load_state_dict(state["networks"])
             self.optimizers.d.load_state_dict(state["optimizer_d"])
             self.optimizers.g.load_state_dict(state["optimizer_g"])
             self.step = state["step"]
-        except (RuntimeError, KeyError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
-            raise WeightsError(
-                f"{self.checkpoint} is damaged ({str(error)[:200]}); delete it to start this run anew"
-            ) from None
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(f"{error}; delete {self.checkpoint} to start this run anew") from None
         for path in (self.metrics, self.folder / "evaluations.jsonl"):  # what follows the checkpoint is made again
             kept = [json.dumps(line) + "\n" for line in _read_lines(path) if line["step"] <= self.step]
             write_atomically(path, lambda stream, kept=kept: stream.write("".join(kept).encode()))
@@ -205,48 +200,3 @@ class Run:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def load_generator(
-    path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu"
-) -> Generator:
-    """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
-
-    Args:
-        path: "mini" (shipped), a `.safetensors` file of `Run.export`, or a run folder (its EMA weights).
-        clip_model: the CLIP it was trained with; by default the one its configuration names.
-
-    Raises:
-        WeightsError: for a file that is missing, damaged or doesn't fit.
-    """
-    path = SHIPPED if path == "mini" else Path(path)
-    if path.is_dir():
-        tensors, record = _from_run_folder(path)
-    else:
-        tensors, record = load_weights(path, KIND)
-    config = build_config(record["config"])
-    generator = Generator(make_bridge(config, device, clip_model), config.model)
-    try:
-        generator.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"{path} doesn't fit its own configuration: {str(error)[:300]}") from None
-    generator.to(device=device, memory_format=torch.channels_last)
-    return generator.eval().requires_grad_(False)
-
-
-def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
-    """How an exported generator was made: configuration, steps, and what `Run.export` was told."""
-    return load_weights(path, KIND)[1]
-
-
-def _from_run_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    checkpoint = folder / "checkpoint.pt"
-    if not checkpoint.is_file():
-        raise WeightsError(f"{folder} holds no checkpoint: notebook 05 or `galip train --out {folder}` makes one")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        prefix = "ema."
-        tensors = {n[len(prefix) :]: t for n, t in state["networks"].items() if n.startswith(prefix)}
-        return tensors, {"config": state["config"], "steps": state["step"]}
-    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{checkpoint} is damaged: {str(error)[:200]}") from None

@@ -197,10 +197,11 @@ def train_step(
     for parameter in optimizers.d_parameters:
         parameter.requires_grad_(True)
     with autocast(config.precision, device):
-        collected = networks.discriminator(features)
-        logit_real = networks.head(collected, sentence)
-        logit_mismatch = networks.head(collected, sentence.roll(-1, 0))
-        logit_fake = networks.judge(fake_features.detach(), sentence)
+        head = networks.head
+        seen, said = head.seen(networks.discriminator(features)), head.said(sentence)
+        logit_real = head.compare(seen, said)
+        logit_mismatch = head.compare(seen, said.roll(-1, 0))
+        logit_fake = head.compare(head.seen(networks.discriminator(fake_features.detach())), said)
     loss_real, loss_mismatch, loss_fake = hinge_real(logit_real), hinge_fake(logit_mismatch), hinge_fake(logit_fake)
     loss_d = loss_real + (loss_mismatch + loss_fake) / 2
     penalty = torch.zeros((), device=device)

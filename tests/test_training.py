@@ -8,7 +8,8 @@ import torch
 from galiplib import minibirds
 from galiplib.config import ConfigError
 from galiplib.files import WeightsError
-from galiplib.runs import Run, load_generator, make_bridge
+from galiplib.loading import load_generator
+from galiplib.runs import Run, make_bridge
 from galiplib.training import Networks, Optimizers, TrainingData, resolve_precision, shift, train
 
 
