@@ -332,3 +332,56 @@ def _check_answer(text: str, value: Any, right: dict[str, str]) -> None:
             if f"{colour} breast" in text:
                 hint = f' ("{colour} breast" names it)'
             raise CheckFailed(f"{said}the {part} is {colour}, you found nothing{hint}")
+
+
+_BOXES = (  # box x, y, w, h and picture's width, height; divisible, so that all ways of rounding agree
+    ((100, 60, 40, 20), (300, 200)),
+    ((60, 100, 20, 40), (300, 200)),
+    ((4, 8, 40, 24), (300, 200)),
+    ((240, 150, 56, 48), (300, 200)),
+    ((20, 240, 40, 40), (120, 300)),
+)
+
+
+def check_box_crop(fn: Callable[[tuple, tuple], Any]) -> str:
+    """`fn(box (x, y, w, h), size (width, height)) -> (left, top, right, bottom)`: what is cut out around a box.
+
+    A square of 1.5 times the longer side around the box's centre, cut off where the picture ends.
+    """
+    for box, size in _BOXES:
+        value = _call(fn, box, size)
+        if value is None:
+            return NOT_TRIED
+        said = f"box {box} in a picture of {size[0]} x {size[1]}: "
+        try:
+            found = np.array([float(number) for number in value])
+        except (TypeError, ValueError):
+            found = np.zeros(0)
+        if found.shape != (4,) or not np.isfinite(found).all():
+            raise CheckFailed(f"{said}expected four numbers, (left, top, right, bottom), got {value!r}")
+        x, y, w, h = box
+        centre, reach = np.array([x + w / 2, y + h / 2]), 0.75 * max(w, h)
+
+        def clipped(middle: Any, half: Any, limit: tuple = size) -> np.ndarray:
+            return np.concatenate([np.maximum(middle - half, 0), np.minimum(middle + half, limit)])
+
+        right = clipped(centre, reach)
+        if np.abs(found - right).max() <= 1:  # a pixel more or less is a matter of rounding
+            continue
+        mistakes = {
+            "that is the box itself: the crop is 1.5 times as large": clipped(centre, np.array([w, h]) / 2),
+            "that is a rectangle: both sides get 1.5 times the longer one": clipped(centre, 0.75 * np.array([w, h])),
+            "1.5 times the shorter side: take the longer one, or the bird is cut": clipped(centre, 0.75 * min(w, h)),
+            "1.5 times to each side of the centre makes three times the box: half of it": clipped(centre, 2 * reach),
+            "the factor 1.5 is missing": clipped(centre, max(w, h) / 2),
+            "x, y is the box's corner: the centre is x + w / 2, y + h / 2": clipped(np.array([x, y]), reach),
+            "the last two are right and bottom, not width and height": np.array([*right[:2], *(right[2:] - right[:2])]),
+            "it reaches out of the picture: left and top are at least 0, right at most the width, bottom the height": (
+                np.concatenate([centre - reach, centre + reach])
+            ),
+            "width and height of the picture are swapped": clipped(centre, reach, size[::-1]),
+        }
+        hint = next((hint for hint, wrong in mistakes.items() if np.abs(found - wrong).max() <= 1), None)
+        expected, got = (", ".join(f"{number:g}" for number in corners) for corners in (right, found))
+        raise CheckFailed(said + (hint or f"expected ({expected}), got ({got})"))
+    return f"passed: {len(_BOXES)} boxes, two of them at the border"

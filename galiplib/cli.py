@@ -7,21 +7,21 @@ import json
 import re
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from . import clip_files, clip_training, evaluation
-from .clip_bridge import ClipBridge
+from . import clip_training, datasets
+from .clip_files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
 from .files import WeightsError, write_json
-from .judge import load_judge
-from .loading import load_generator
-from .runs import Run, make_data
+from .loading import export_reference, load_generator
+from .runs import Run, held_out_splits, make_data, measure_generator, pick_device
 from .sampling import contact_sheet, sample, save_png
+
+WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's authors"
+CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 
 
 def command_line() -> str:
@@ -50,29 +50,10 @@ def describe(args: argparse.Namespace) -> None:
 def train_clip(args: argparse.Namespace) -> None:
     """Train a small CLIP, measure it, write it with its record."""
     config = configure(args)
-    data = config.data
-    torch.manual_seed(config.train.seed)
-    started = time.perf_counter()
+    held_out = {split: make_data(config, split) for split in held_out_splits(config)}
     train = make_data(config)
-    geometry = clip_training.clip_geometry(config.clip, data)
-    vocabulary = clip_training.vocabulary_of([text for texts in train.captions for text in texts])
-    bridge = ClipBridge(clip_training.new_clip(geometry, vocabulary), trainable=True)
-    reports = clip_training.train_clip(bridge, train, config.clip, config.train.seed)
-    for report in (bar := tqdm(reports, total=config.clip.max_steps, desc="CLIP")):
-        bar.set_postfix(contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False)
-    seconds = time.perf_counter() - started
-    bridge = ClipBridge(bridge.model.half().float())  # measured as it is written, in fp16
-    record = {
-        "command": command_line(),
-        "seed": config.train.seed,
-        "data": data.model_dump(),
-        "clip": config.clip.model_dump(),
-        "steps": config.clip.max_steps,
-        "seconds": round(seconds),
-        "metrics": {split: clip_training.measure(bridge, make_data(config, split)) for split in ("seen", "test")},
-        "torch": torch.__version__,
-    }
-    clip_files.save_clip(args.out, bridge.model, geometry, record)
+    device = pick_device(args.device)
+    record = clip_training.learn_clip(config, train, held_out, args.out, device, command=command_line())
     print(json.dumps(record["metrics"], indent=2))
 
 
@@ -89,26 +70,39 @@ def train(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped after step {run.step}; the same command goes on from there")
     if args.export:
-        splits = {split: make_data(config, split) for split in ("seen", "test")}
-        metrics = evaluation.evaluate(run.networks.ema, run.bridge, load_judge(), splits, config.eval)
+        metrics = measure_generator(run.networks.ema, run.bridge, config)
         run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a generator on captions it has not seen, print and write the numbers."""
     config = configure(args)
-    generator = load_generator(args.weights)
-    splits = {split: make_data(config, split) for split in ("seen", "test")}
-    results = evaluation.evaluate(generator, generator.bridge, load_judge(), splits, config.eval)
-    results = {"weights": str(args.weights), **results}
+    generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
+    results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config)}
     print(json.dumps(results, indent=2))
     if args.out:
         write_json(Path(args.out) / "results.json", results)
 
 
+def data(args: argparse.Namespace) -> None:
+    """Say what a data set holds: counts, sizes, captions, what had to be left out; --sheet draws some of it."""
+    datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Download the public files of a data set into data/<name>; called again, it goes on where it stopped."""
+    print(datasets.download(args.name, args.folder))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a run as a checkpoint that the code of GALIP's authors loads (state_epoch_*.pth)."""
+    export_reference(args.source, args.out, load_clip(args.clip) if args.clip else None, ema=not args.raw)
+    print(args.out)
+
+
 def draw(args: argparse.Namespace) -> None:
     """Make pictures of a caption; several become one sheet."""
-    generator = load_generator(args.weights)
+    generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
     made = sample(generator, generator.bridge, args.caption, args.count, args.seed)
     sheet = contact_sheet(made.images, columns=min(args.count, 8), scale=args.scale)
     out = args.out or Path(re.sub(r"\W+", "_", args.caption.lower()).strip("_")[:60] + ".png")
@@ -135,13 +129,29 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--export", type=Path, help="also write the measured generator here, as safetensors")
     one = command("train-clip", train_clip)
     one.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     one = command("evaluate", evaluate)
-    one.add_argument("--weights", default="mini", help="mini (shipped), a .safetensors file or a run folder")
+    one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
+    one.add_argument("--clip", help=CLIP_HELP)
     one.add_argument("--out", type=Path, help="folder for results.json")
     command("describe", describe)
+    one = command("data", data, profile=False)
+    one.add_argument("name", choices=datasets.NAMES)
+    one.add_argument("--folder", type=Path, help="where it lies; by default data/<name>")
+    one.add_argument("--sheet", type=Path, help="a .png of 24 pictures with captions to write")
+    one.add_argument("--check", action="store_true", help="decode every picture, to find broken ones")
+    one = command("download", fetch, profile=False)
+    one.add_argument("name", choices=[name for name in datasets.NAMES if name != "folder"])
+    one.add_argument("--folder", type=Path, help="where to put it; by default data/<name>")
+    one = command("export", export, profile=False)
+    one.add_argument("source", type=Path, help="run folder or checkpoint.pt")
+    one.add_argument("--out", type=Path, required=True, help="the .pth to write, such as state_epoch_100.pth")
+    one.add_argument("--clip", help=CLIP_HELP)
+    one.add_argument("--raw", action="store_true", help="the generator in training, not its average")
     one = command("sample", draw, profile=False)
     one.add_argument("caption")
-    one.add_argument("--weights", default="mini", help="mini (shipped), a .safetensors file or a run folder")
+    one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
+    one.add_argument("--clip", help=CLIP_HELP)
     one.add_argument("--count", type=int, default=8)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--scale", type=int, default=2, help="magnification of the sheet")

@@ -34,7 +34,7 @@ def bpe_tokenizer() -> SimpleTokenizer:
 
 def default_taps(layers: int) -> tuple[int, ...]:
     """The tapped image blocks, 0-based: GALIP's 1, 4, 8 of 12, at the same relative depth in another ViT."""
-    return tuple(min(layers - 1, round(tap * layers / 12)) for tap in (1, 4, 8))
+    return tuple(sorted({min(layers - 1, round(tap * layers / 12)) for tap in (1, 4, 8)}))  # fewer in a shallow one
 
 
 def default_prompt_layers(layers: int) -> int:
@@ -84,7 +84,7 @@ class ClipBridge(nn.Module):
         prompt_layers: number of blocks with a prompt token in the mapper; by default GALIP's, scaled.
 
     Raises:
-        ValueError: for a CLIP without a vision transformer, an unknown convention, or taps outside the model.
+        ValueError: for a CLIP without a vision transformer, an unknown convention, taps or prompts outside the model.
     """
 
     def __init__(
@@ -112,9 +112,14 @@ class ClipBridge(nn.Module):
         self.embed_dim = visual.output_dim
         self.context_length = model.context_length
         self.taps = tuple(default_taps(self.layers) if taps is None else taps)
-        if any(not 0 <= tap < self.layers for tap in self.taps):
+        if list(self.taps) != sorted(set(self.taps)) or not self.taps:
+            raise ValueError(f"taps {self.taps} must rise from block to block")
+        if not 0 <= self.taps[0] <= self.taps[-1] < self.layers:
             raise ValueError(f"taps {self.taps} lie outside this CLIP's {self.layers} blocks, 0..{self.layers - 1}")
         self.prompt_layers = default_prompt_layers(self.layers) if prompt_layers is None else prompt_layers
+        most = max(1, self.layers - 1)  # block 0 has none
+        if not 1 <= self.prompt_layers <= most:
+            raise ValueError(f"prompt_layers = {prompt_layers} must lie in 1 to {most} with {self.layers} blocks")
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -160,7 +165,9 @@ class ClipBridge(nn.Module):
             ids = [start, *known[: self.context_length - 2], end]
             row[: len(ids)] = torch.tensor(ids)
         if unknown:
-            warnings.warn(f"words this small CLIP never saw are left out: {', '.join(sorted(unknown))}", stacklevel=3)
+            words = sorted(unknown)
+            shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+            warnings.warn(f"words this small CLIP never saw are left out: {shown}", stacklevel=3)
         return rows
 
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from . import minibirds
 from .clip_bridge import CLIP, ClipBridge, bpe_tokenizer
-from .config import ClipConfig, DataConfig
+from .clip_files import save_clip
+from .config import ClipConfig, Config, DataConfig
+from .training_data import CaptionIndex, Source, to_images
 
 WARM_UP_STEPS = 50
 PAIRS = 256  # word pairs that the start-up aid predicts, the most frequent ones
@@ -69,29 +75,28 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tens
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def word_pair_targets(captions: list[list[str]]) -> tuple[list[str], dict[str, Tensor], Tensor]:
+def word_pair_targets(index: CaptionIndex) -> tuple[list[str], Tensor, Tensor]:
     """What the start-up aid predicts.
 
     Returns:
-        the word pairs; for every unique caption and, in the last value, for every image (N, pairs): a distribution
+        the word pairs; for every caption of `index.texts` (U, pairs) and for every image (N, pairs): a distribution
         over its word pairs, rare ones weighted more (by -log of the share of images that have them).
     """
-    unique = sorted({text for texts in captions for text in texts})
-    words = {text: re.findall(r"[^\W\d_]+", text.lower()) for text in unique}
-    pairs_of = {text: set(zip(w, w[1:], strict=False)) for text, w in words.items()}
-    counts = Counter(pair for text in unique for pair in pairs_of[text])
+    words = [re.findall(r"[^\W\d_]+", text.lower()) for text in index.texts]
+    pairs_of = [set(zip(w, w[1:], strict=False)) for w in words]
+    counts = Counter(pair for pairs in pairs_of for pair in sorted(pairs))
     pairs = [pair for pair, _ in counts.most_common(PAIRS)]
-    index = {pair: i for i, pair in enumerate(pairs)}
-    of_text = {text: torch.zeros(len(pairs)) for text in unique}
-    for text in unique:
-        of_text[text][[index[pair] for pair in pairs_of[text] if pair in index]] = 1
-    of_image = torch.stack([torch.stack([of_text[text] for text in texts]).amax(0) for texts in captions])
+    place = {pair: i for i, pair in enumerate(pairs)}
+    of_text = torch.zeros(len(words), len(pairs))
+    for row, found in zip(of_text, pairs_of, strict=True):
+        row[[place[pair] for pair in found if pair in place]] = 1
+    of_image = torch.stack([of_text[torch.from_numpy(places)].amax(0) for places in index.choices])
     weight = -of_image.mean(0).clamp(1e-4, 1).log()
 
     def distribution(marks: Tensor) -> Tensor:
         return marks * weight / (marks * weight).sum(-1, keepdim=True).clamp_min(1e-6)
 
-    return [" ".join(pair) for pair in pairs], {t: distribution(m) for t, m in of_text.items()}, distribution(of_image)
+    return [" ".join(pair) for pair in pairs], distribution(of_text), distribution(of_image)
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,8 @@ class ClipReport:
     scale: float
 
 
-def to_images(pixels: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def train_clip(
-    bridge: ClipBridge, data: minibirds.MiniBirds, config: ClipConfig, seed: int = 0
+    bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0
 ) -> Iterator[ClipReport]:
     """Train `bridge.model` (made with `trainable=True`) on a data set, a step a report.
 
@@ -118,12 +118,10 @@ def train_clip(
     """
     model, device = bridge.model, bridge.pixel_mean.device
     random = np.random.default_rng(seed)
-    pairs, of_text, of_image = word_pair_targets(data.captions)
-    texts = list(of_text)
-    position = {text: index for index, text in enumerate(texts)}
-    choices = np.array([[position[text] for text in row] for row in data.captions])  # (N, captions an image)
-    tokens = bridge.tokenize(texts).to(device)
-    of_text, of_image = torch.stack(list(of_text.values())).to(device), of_image.to(device)
+    index = CaptionIndex(data.captions)
+    pairs, of_text, of_image = word_pair_targets(index)
+    of_text, of_image = of_text.to(device), of_image.to(device)
+    tokens = bridge.tokenize(index.texts).to(device)
 
     pair_head = nn.Linear(bridge.embed_dim, len(pairs)).to(device)
     parameters = [*model.parameters(), *pair_head.parameters()]
@@ -138,9 +136,9 @@ def train_clip(
         lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.max_steps)),
     )
     for step in range(1, config.max_steps + 1):
-        rows = random.integers(len(data), size=config.batch_size)
-        chosen = torch.from_numpy(choices[rows, random.integers(choices.shape[1], size=len(rows))]).to(device)
-        _, image = bridge.encode_image(to_images(data.images[rows]).to(device))  # (B, E)
+        pixels, rows = data.pixels(random.integers(len(data), size=config.batch_size), random)
+        chosen = torch.from_numpy(index.draw(rows, random)).to(device)
+        _, image = bridge.encode_image(to_images(pixels).to(device))  # (B, E)
         text = bridge.encode_text(tokens[chosen])  # (B, E)
         scale = model.logit_scale.exp().clamp(max=100)
         contrastive = contrastive_loss(image, text, scale)
@@ -154,7 +152,51 @@ def train_clip(
         yield ClipReport(step, contrastive.item(), word_pairs.item(), scale.item())
 
 
+def learn_clip(
+    config: Config,
+    train: Source,
+    held_out: Mapping[str, Source],
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    **record: Any,
+) -> dict[str, Any]:
+    """Train a small CLIP on a data set, measure it as it is stored (fp16), write it -> its record.
+
+    Args:
+        held_out: splits to measure it on.
+        record: more for the record (a command, say).
+    """
+    torch.manual_seed(config.train.seed)
+    started = time.perf_counter()
+    geometry = clip_geometry(config.clip, config.data)
+    vocabulary = vocabulary_of([text for texts in train.captions for text in texts])
+    bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
+    reports = train_clip(bridge, train, config.clip, config.train.seed)
+    with tqdm(reports, total=config.clip.max_steps, desc="small CLIP", disable=not progress, mininterval=1) as bar:
+        for report in bar:
+            bar.set_postfix(
+                contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False
+            )
+    seconds = time.perf_counter() - started
+    stored = ClipBridge(bridge.model.half().float())
+    record = {
+        **record,
+        "seed": config.train.seed,
+        "data": config.data.model_dump(),
+        "clip": config.clip.model_dump(),
+        "steps": config.clip.max_steps,
+        "seconds": round(seconds),
+        "metrics": {split: measure(stored, data) for split, data in held_out.items()},
+        "torch": torch.__version__,
+    }
+    save_clip(path, stored.model, geometry, record)
+    return record
+
+
 # ---------------------------------------------------------------- what it has understood
+
+MEASURED = 1000  # photographs that a measurement looks at
 
 PROMPTS = {
     "body": [f"a {colour} bird" for colour in minibirds.COLOURS],
@@ -182,14 +224,33 @@ def text_embeddings(bridge: ClipBridge, captions: list[str], batch_size: int = 5
     return F.normalize(torch.cat([bridge.encode_text(part) for part in tokens.split(batch_size)]), dim=-1)
 
 
-def measure(bridge: ClipBridge, data: minibirds.MiniBirds, candidates: int = 100) -> dict[str, dict[str, float]]:
-    """What a CLIP knows of mini birds it has not seen.
+def retrieval(image: Tensor, text: Tensor, candidates: int = 100) -> float:
+    """Normalised embeddings (N, E) of pictures and of their captions -> how often a picture's own fits best.
+
+    Among those of `candidates` pictures, in the order given; chance is 1 / candidates.
+    """
+    hits = [
+        (i @ t.T).argmax(1) == torch.arange(len(i), device=i.device)
+        for i, t in zip(image.split(candidates), text.split(candidates), strict=True)
+    ]
+    return torch.cat(hits).float().mean().item()
+
+
+def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str, dict[str, float]]:
+    """What a CLIP knows of pictures it has not seen.
 
     Returns:
-        `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings", ten colours);
-        `counterfactual`: share for which, of ten captions alike but for one colour, the true one fits best;
-        `retrieval`: share whose own caption (the one that names all) fits best among those of `candidates` pictures.
+        `retrieval`: see there; of mini birds with the caption that names all, of photographs with the first one.
+        Of mini birds also `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings",
+        ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
+        fits best.
     """
+    if not isinstance(data, minibirds.MiniBirds):
+        count = min(MEASURED, len(data))
+        chosen = np.random.default_rng(0).permutation(len(data))[:count]  # neighbours in a data set are alike
+        pixels, rows = data.pixels(chosen)
+        text = text_embeddings(bridge, [data.captions[row][0] for row in rows])
+        return {"retrieval": {"image_to_text": retrieval(image_embeddings(bridge, pixels), text, candidates)}}
     image = image_embeddings(bridge, data.images)
     column = list(minibirds.ATTRIBUTES).index
     prompt, counterfactual = {}, {}
@@ -203,9 +264,8 @@ def measure(bridge: ClipBridge, data: minibirds.MiniBirds, candidates: int = 100
             best = (text * image[:, None]).sum(-1).argmax(1)
             counterfactual[attribute] = (best == truth).float().mean().item()
     full = text_embeddings(bridge, [texts[2] for texts in data.captions])
-    hits = [
-        (i @ t.T).argmax(1) == torch.arange(len(i), device=i.device)
-        for i, t in zip(image.split(candidates), full.split(candidates), strict=True)
-    ]
-    retrieval = {"image_to_text": torch.cat(hits).float().mean().item()}
-    return {"prompt": prompt, "counterfactual": counterfactual, "retrieval": retrieval}
+    return {
+        "prompt": prompt,
+        "counterfactual": counterfactual,
+        "retrieval": {"image_to_text": retrieval(image, full, candidates)},
+    }

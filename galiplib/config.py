@@ -25,8 +25,11 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is learned from."""
 
-    name: Literal["minibirds"] = Field("minibirds", description="data set")
-    image_size: int = Field(56, ge=8, description="side of the pictures, pixels")
+    name: Literal["minibirds", "birds", "flowers", "faces", "coco", "cc3m", "cc12m", "folder"] = Field(
+        "minibirds", description="data set; 'folder': your own pictures with captions"
+    )
+    folder: str | None = Field(None, description="where it lies; default: data/<name>")
+    image_size: int = Field(56, ge=8, description="side of the real pictures, pixels")
     train_size: int = Field(6000, ge=2, description="mini birds: pictures in the training split")
     test_size: int = Field(1000, ge=2, description="mini birds: pictures in each of the splits seen and test")
     seed: int = Field(0, description="mini birds: seed of the drawings")
@@ -35,7 +38,7 @@ class DataConfig(Section):
 class ClipConfig(Section):
     """The frozen CLIP, and how the small one is trained."""
 
-    name: str = Field("mini", description="'mini' (shipped), a file, or an OpenAI name such as ViT-B/32")
+    name: str = Field("mini", description="'mini' (shipped), 'own' (trained first), a file, or ViT-B/32, ...")
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
     taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
     prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")

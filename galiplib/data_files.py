@@ -1,4 +1,4 @@
-"""Files of other people's data sets, read with care: lists of keys, captions, boxes, tables and pictures.
+"""Files of other people's data sets, read with care: lists of keys, captions, boxes and tables.
 
 Nothing here trusts a file. A file that a whole data set hangs on raises `DataError`; one that spoils a single
 picture raises `BadRow`, which the caller may count and pass over.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -16,14 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; names often lie, but no format that runs programs
-MAX_ASPECT = 50  # a thinner strip would be resized to a picture that fills the memory
 IMAGE_FIELDS, CAPTION_FIELDS = ("image", "file", "filename", "file_name"), ("caption", "text")
 SPLITS = ("train", "test")
+Box = tuple[float, float, float, float]  # x, y, w, h in pixels
 
 
 class DataError(ValueError):
@@ -144,124 +139,43 @@ def stripped(captions: list[str] | tuple[str, ...], path: Path | str) -> tuple[s
     return kept
 
 
-def read_boxes(folder: Path) -> dict[str, tuple[float, float, float, float]]:
+def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line that is not empty; `form` names as many fields as a line must have.
+
+    Raises:
+        DataError: for a line of another form.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        fields = line.split()
+        if len(fields) not in (0, len(form.split())):
+            raise DataError(f"{path}, line {number}: {line.strip()!r} is not of the form {form!r}")
+        if fields:
+            yield number, fields
+
+
+def read_boxes(folder: Path) -> dict[str, Box]:
     """CUB's bounding boxes -> {`<class>/<name>`: (x, y, w, h) in pixels}.
 
     Raises:
         DataError: if `images.txt` or `bounding_boxes.txt` is missing, or a line of them is of another form.
     """
-    fields = {}
-    for name, expected in (("images.txt", "id name"), ("bounding_boxes.txt", "id x y w h")):
-        path = folder / name
+    images, lines = folder / "images.txt", folder / "bounding_boxes.txt"
+    for path in (images, lines):
         if not path.is_file():
             raise DataError(
                 f"{path} is missing: the birds are cropped to the boxes that images.txt and bounding_boxes.txt name; "
                 "both come with CUB_200_2011.tgz"
             )
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, 1):
-            parts = line.split()
-            if len(parts) not in (0, len(expected.split())):
-                raise DataError(f"{path}, line {number}: {line.strip()!r} is not of the form {expected!r}")
-            if parts:
-                fields.setdefault(name, {})[parts[0]] = (number, parts[1:])
+    keys = {identity: without_suffix(name) for _, (identity, name) in read_fields(images, "id name")}
     boxes = {}
-    for identity, (number, values) in fields.get("bounding_boxes.txt", {}).items():
+    for number, (identity, *values) in read_fields(lines, "id x y w h"):
         try:
-            box = tuple(map(float, values))
+            x, y, w, h = map(float, values)
         except ValueError:
-            raise DataError(f"{folder / 'bounding_boxes.txt'}, line {number}: {values} are not all numbers") from None
-        if identity in fields.get("images.txt", {}):
-            boxes[without_suffix(fields["images.txt"][identity][1][0])] = box
+            raise DataError(f"{lines}, line {number}: {values} are not all numbers") from None
+        if identity in keys:
+            boxes[keys[identity]] = x, y, w, h
     return boxes
-
-
-def square_around(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """What is cut out for a box x, y, w, h: 1.5 times its longer side around its centre, clipped to the image.
-
-    Returns:
-        left, top, right, bottom in whole pixels, as the literature rounds them (DF-GAN).
-
-    Raises:
-        ValueError: for a box without area, or one outside the image of `size` (width, height).
-    """
-    x, y, w, h = box
-    if not all(map(math.isfinite, box)) or w <= 0 or h <= 0 or x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
-        raise ValueError(f"the box {box} lies outside the {size[0]}x{size[1]} picture, or has no area")
-    reach, centre = int(0.75 * max(w, h)), (int(x + w / 2), int(y + h / 2))
-    low = [max(0, c - reach) for c in centre]
-    high = [min(side, c + reach) for c, side in zip(centre, size, strict=True)]
-    if low[0] >= high[0] or low[1] >= high[1]:
-        raise ValueError(f"nothing of the {size[0]}x{size[1]} picture is left in the box {box}")
-    return (*low, *high)
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def read_header(path: Path) -> tuple[tuple[int, int], str]:
-    """Size (width, height) and Pillow's mode of a picture, without decoding it.
-
-    Raises:
-        BadRow: if its header can't be read, or it claims more pixels than Pillow holds safe.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            size, mode = image.size, image.mode
-    except Image.DecompressionBombError as error:
-        raise BadRow("too many pixels", path, error) from None
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
-        raise BadRow("unreadable image", path, _short(error)) from None
-    _check_size(size, path)
-    return size, mode
-
-
-def read_image(path: Path, upright: bool = True) -> Image.Image:
-    """Decode a picture as RGB, transparency on white, turned as its EXIF says if `upright`.
-
-    Raises:
-        BadRow: if it can't be decoded.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image.size, path)
-            image.load()
-            return to_rgb(_upright(image) if upright else image)
-    except BadRow:
-        raise
-    except Exception as error:
-        raise BadRow("undecodable image", path, _short(error)) from None
-
-
-def _check_size(size: tuple[int, int], path: Path) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and size[0] * size[1] > limit:
-        raise BadRow("too many pixels", path, f"{size[0]}x{size[1]}; Pillow's limit is {limit:,}")
-    if max(size) > MAX_ASPECT * min(size):
-        raise BadRow("too long and thin", path, f"{size[0]}x{size[1]}")
-
-
-def _short(error: Exception) -> str:
-    return "not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF is common and says nothing about the picture
-        return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB; what is transparent becomes white, 16-bit grey keeps its highest bits."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 # ---------------------------------------------------------------- own data

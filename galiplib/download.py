@@ -118,7 +118,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 CONCEPTUAL = """there is no archive of {name}: Google publishes captions and the addresses of the pictures only.
 1. Fetch the table {table}, and put the line {header!r} (a tab between) above it.
 2. pip install img2dataset, then: img2dataset --url_list {name}.tsv --input_format tsv --url_col url \
---caption_col caption --output_format files --output_folder {name} --image_size 256
+--caption_col caption --output_format files --output_folder {name} --image_size 256 \
+--resize_mode keep_ratio
 3. Place pictures as {images} and captions as {text}; or open img2dataset's folder as it is, as data set 'folder'."""
 BY_HAND: dict[str, str] = {
     "faces": "the captions of faces (RATLIP's CelebA-tiny) and their split have no public link that we know; only the "

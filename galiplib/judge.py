@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import minibirds
-from .clip_training import to_images
 from .files import WEIGHTS, WeightsError, load_weights, save_weights
 from .minibirds import ATTRIBUTES
+from .training_data import to_images
 
 SHIPPED = WEIGHTS / "judge.safetensors"
 KIND = "galiplib judge"

@@ -14,7 +14,7 @@ from .config import Config, build_config
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .files import WEIGHTS, WeightsError, fit, is_safetensors, load_torch, load_weights
 from .generator import Generator
-from .runs import KIND, make_bridge
+from .runs import KIND, make_bridge, with_own_clip
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
@@ -42,7 +42,7 @@ def load_generator(
         if reference.is_reference(content):
             return reference.import_reference(path, clip_model, device, content).generator
         config, tensors = _part(path, content, "ema.")
-    bridge = make_bridge(_beside(config, path), device, clip_model)
+    bridge = make_bridge(with_own_clip(config, path.parent), device, clip_model)
     return _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", device)
 
 
@@ -68,7 +68,7 @@ def load_discriminator(
             raise WeightsError(f"{path} holds a generator only, no netD and netC")
         return found.discriminator, found.head
     config, tensors = _part(path, content, "discriminator.")
-    bridge = make_bridge(_beside(config, path), device, clip_model)
+    bridge = make_bridge(with_own_clip(config, path.parent), device, clip_model)
     discriminator = _ready(FeatureDiscriminator(bridge, config.model), tensors, f"the discriminator in {path}", device)
     _, tensors = _part(path, content, "head.")
     return discriminator, _ready(ConditionalHead(bridge, config.model), tensors, f"the head in {path}", device)
@@ -123,20 +123,12 @@ def _part(path: Path, content: Any, prefix: str) -> tuple[Config, dict[str, Tens
 
 def _published(path: Path, content: Any, clip_model: CLIP | None, ema: bool) -> reference.Published:
     config, tensors = _part(path, content, "ema." if ema else "generator.")
-    bridge = make_bridge(_beside(config, path), "cpu", clip_model)
+    bridge = make_bridge(with_own_clip(config, path.parent), "cpu", clip_model)
     generator = _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", "cpu")
     discriminator, head = load_discriminator(path, bridge.model)
     found = reference.Published(config, bridge, generator, discriminator, head)
     found.optimizers = reference.their_optimizers(found, content["optimizer_g"], content["optimizer_d"])
     return found
-
-
-def _beside(config: Config, path: Path) -> Config:
-    """The configuration with its CLIP's file, where a run trained its own: it lies beside the run's other files."""
-    if config.clip.name != "own":
-        return config
-    clip = config.clip.model_copy(update={"name": str(path.parent / "clip.safetensors")})
-    return config.model_copy(update={"clip": clip})
 
 
 def _ready(module: nn.Module, tensors: dict[str, Tensor], what: str, device: str | torch.device) -> Any:

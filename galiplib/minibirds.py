@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -323,6 +324,13 @@ class MiniBirds:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def pixels(
+        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (B,) -> (B, size, size, 3) uint8 and the rows; nothing is drawn: poses differ already."""
+        rows = np.asarray(rows)
+        return self.images[rows], rows
 
 
 def birds(split: str, count: int, seed: int = 0) -> list[tuple[Bird, int]]:

@@ -4,6 +4,7 @@
     <folder>/metrics.jsonl         a line a step
     <folder>/evaluations.jsonl     a line an evaluation
     <folder>/samples/              the same captions and noise over the steps
+    <folder>/clip.safetensors      the small CLIP, if the run trained its own (clip.name: own)
     <folder>/checkpoint.pt         everything needed to go on
     <folder>/generator.safetensors the EMA generator of a finished run, with its record
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -23,11 +25,15 @@ from tqdm import tqdm
 from . import evaluation, minibirds
 from .clip_bridge import CLIP, ClipBridge
 from .clip_files import load_clip
+from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
+from .datasets import open_dataset
 from .files import WeightsError, load_torch, save_weights, write_atomically, write_json
+from .generator import Generator
 from .judge import load_judge
 from .sampling import contact_sheet, sample, save_png
-from .training import Networks, Optimizers, StepReport, TrainingData, train
+from .training import Networks, Optimizers, StepReport, train
+from .training_data import Source, TrainingData
 
 KIND = "galiplib generator"
 # may change between stop and resume
@@ -52,19 +58,68 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def make_bridge(config: Config, device: str | torch.device = "cpu", clip_model: CLIP | None = None) -> ClipBridge:
     """The frozen CLIP of a configuration behind its bridge."""
+    if config.clip.name == "own" and clip_model is None:
+        raise ConfigError("clip.name = 'own' needs a run folder, where that CLIP lies; or give clip_model")
     model = clip_model or load_clip(config.clip.name, device)
     return ClipBridge(model, config.clip.convention, config.clip.taps, config.clip.prompt_layers).to(device)
 
 
-def make_data(config: Config, split: str = "train", progress=iter) -> minibirds.MiniBirds:
-    """A split of the configured data set, rendered."""
+def with_own_clip(config: Config, folder: Path) -> Config:
+    """The configuration with the file of the CLIP that the run in `folder` has trained itself, if it has."""
+    if config.clip.name != "own":
+        return config
+    clip = config.clip.model_copy(update={"name": str(folder / "clip.safetensors")})
+    return config.model_copy(update={"clip": clip})
+
+
+def held_out_splits(config: Config) -> tuple[str, ...]:
+    """The splits that are measured on; mini birds has two."""
+    return ("seen", "test") if config.data.name == "minibirds" else ("test",)
+
+
+def make_data(config: Config, split: str = "train", progress=iter) -> Source:
+    """A split of the configured data set: mini birds are rendered, photographs opened.
+
+    Args:
+        progress: wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, unless it is `iter`.
+    """
     data = config.data
-    count = data.train_size if split == "train" else data.test_size
-    return minibirds.build(split, count, data.image_size, data.seed, progress)
+    if data.name == "minibirds":
+        count = data.train_size if split == "train" else data.test_size
+        return minibirds.build(split, count, data.image_size, data.seed, progress)
+    return open_dataset(data.name, data.folder, split, data.image_size, progress is not iter)
+
+
+def cache_name(config: Config, split: str = "train") -> str | None:
+    """What the captions' embeddings of a split are stored under; mini birds' are made anew."""
+    data = config.data
+    if data.name == "minibirds":
+        return None
+    place = "" if data.folder is None else hashlib.sha256(str(Path(data.folder).resolve()).encode()).hexdigest()[:8]
+    return "-".join(filter(None, (data.name, place, split)))
+
+
+def measure_generator(
+    generator: Generator, bridge: ClipBridge, config: Config, images: int | None = None,
+    splits: dict[str, Source] | None = None, progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a generator on captions it has not seen, as its data set allows (see `evaluation`).
+
+    Args:
+        images: pictures to generate; by default `eval.images`.
+        splits: the held-out splits, if they have been made already.
+    """
+    settings = config.eval if images is None else config.eval.model_copy(update={"images": images})
+    splits = splits or {split: make_data(config, split) for split in held_out_splits(config)}
+    if config.data.name == "minibirds":
+        return evaluation.evaluate(generator, bridge, load_judge(), splits, settings, progress)
+    return evaluation.evaluate_photos(generator, bridge, splits["test"], settings, progress)
 
 
 class Run:
     """A training run in a folder; opening a folder that has a checkpoint goes on from it.
+
+    With `clip.name` "own", opening it the first time trains the small CLIP of the run on its data.
 
     Raises:
         ConfigError: if the folder holds a run of another configuration; names the keys.
@@ -76,11 +131,13 @@ class Run:
         self.folder, self.config, self.step = Path(folder), config, 0
         self._check_folder()
         self.device = pick_device(device)
-        self.bridge = make_bridge(config, self.device)
+        self.progress = progress
+        clip_file = self.folder / "clip.safetensors"
+        if config.clip.name == "own" and not clip_file.is_file():
+            learn_clip(config, self.source, self.held_out, clip_file, self.device, progress)
+        self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
         self.networks = Networks(self.bridge, config)
         self.optimizers = Optimizers(self.networks, config.train)
-        self.progress = progress
-        self._splits: dict[str, minibirds.MiniBirds] | None = None
         if self.checkpoint.is_file():
             self._resume()
 
@@ -96,12 +153,32 @@ class Run:
     def finished(self) -> bool:
         return self.step >= self.config.train.max_steps
 
+    def _bar(self, desc: str):
+        return partial(tqdm, desc=desc, mininterval=1) if self.progress else iter
+
+    @cached_property
+    def source(self) -> Source:
+        """The training split."""
+        return make_data(self.config, "train", self._bar("birds"))
+
+    @cached_property
+    def held_out(self) -> dict[str, Source]:
+        """The splits to measure on."""
+        return {split: make_data(self.config, split, self._bar("birds")) for split in held_out_splits(self.config)}
+
     @cached_property
     def data(self) -> TrainingData:
-        """The training split, its captions through CLIP; made when first asked for, unless set before."""
-        bar = partial(tqdm, disable=not self.progress)
-        birds = make_data(self.config, progress=partial(bar, desc="birds"))
-        return TrainingData(self.bridge, birds.images, birds.captions, partial(bar, desc="captions through CLIP"))
+        """The training split with its captions through CLIP; made when first asked for, unless set before."""
+        bar = self._bar("captions through CLIP")
+        return TrainingData(self.bridge, self.source, cache_name(self.config), progress=bar)
+
+    @cached_property
+    def sample_captions(self) -> list[str]:
+        """Four captions for the sample grids, of photographs those of held-out ones."""
+        if self.config.data.name == "minibirds":
+            return list(SAMPLE_CAPTIONS)
+        captions = self.held_out["test"].captions
+        return [captions[place * len(captions) // 4][0] for place in range(4)]
 
     def train(self) -> Iterator[StepReport]:
         """Train to the end, yielding every step's report; logs, samples and checkpoints on the way.
@@ -158,16 +235,12 @@ class Run:
         return _read_lines(self.folder / "evaluations.jsonl")
 
     def _evaluate(self) -> None:
-        if self._splits is None:
-            self._splits = {split: make_data(self.config, split) for split in ("seen", "test")}
-            self._judge = load_judge()
-        settings = self.config.eval.model_copy(update={"images": EVALUATED})
-        results = evaluation.evaluate(self.networks.ema, self.bridge, self._judge, self._splits, settings, False)
+        results = measure_generator(self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False)
         with open(self.folder / "evaluations.jsonl", "a") as log:
             log.write(json.dumps({"step": self.step, **results}) + "\n")
 
     def _save_samples(self) -> None:
-        made = sample(self.networks.ema, self.bridge, list(SAMPLE_CAPTIONS), count=4, seed=0)
+        made = sample(self.networks.ema, self.bridge, self.sample_captions, count=4, seed=0)
         path = self.folder / "samples" / f"step_{self.step:06d}.png"
         save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(self.step)})
 

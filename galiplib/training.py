@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clip_bridge import ClipBridge
-from .clip_training import to_images
 from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
 from .losses import clip_similarity, hinge_fake, hinge_real, matching_aware_penalty
+from .training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -44,47 +44,6 @@ class StepReport:
     grad_norm_g: float
     lr_g: float
     seconds: float
-
-
-class TrainingData:
-    """Real pictures, and their captions as embeddings, through CLIP once and then kept.
-
-    Args:
-        bridge: the frozen CLIP.
-        images: (N, H, W, 3) uint8.
-        captions: N lists of captions, equally many each.
-        progress: wraps the passes of the captions through CLIP (a tqdm, say).
-    """
-
-    def __init__(self, bridge: ClipBridge, images: np.ndarray, captions: list[list[str]], progress=iter) -> None:
-        self.device = bridge.pixel_mean.device
-        self.images = images
-        unique = sorted({text for texts in captions for text in texts})
-        position = {text: index for index, text in enumerate(unique)}
-        self.choices = np.array([[position[text] for text in texts] for texts in captions])  # (N, captions an image)
-        with torch.no_grad():
-            parts = list(bridge.tokenize(unique).split(500))
-            self.sentences = torch.cat([bridge.encode_text(part.to(self.device)) for part in progress(parts)])  # (U, E)
-
-    def __len__(self) -> int:
-        return len(self.choices)
-
-    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
-
-        Every epoch is a new permutation; its last, incomplete batch is dropped, as the authors do.
-
-        Raises:
-            ValueError: if the batch is larger than the data set.
-        """
-        per_epoch = len(self) // size
-        if per_epoch == 0:
-            raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
-        epoch, place = divmod(step - 1, per_epoch)
-        rows = np.random.default_rng((seed, epoch)).permutation(len(self))[place * size : (place + 1) * size]
-        picks = np.random.default_rng((seed, 1, step)).integers(self.choices.shape[1], size=size)
-        sentences = self.sentences[torch.from_numpy(self.choices[rows, picks])]
-        return to_images(self.images[rows]).to(self.device), sentences
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def test_describe_lists_every_key(monkeypatch, capsys):
 
 
 def test_bad_input_is_one_line_and_status_two(monkeypatch, capsys, tmp_path):
-    assert "one of mini" in fails(monkeypatch, capsys, "describe", "--profile", "nope")
+    assert "one of birds" in fails(monkeypatch, capsys, "describe", "--profile", "nope")
     assert "did you mean" in fails(monkeypatch, capsys, "train", "--set", "train.max_step=1", "--out", tmp_path)
     assert "empty" in fails(monkeypatch, capsys, "sample", " ", "--out", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

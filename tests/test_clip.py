@@ -6,6 +6,7 @@ from galiplib import clip_files, clip_training, minibirds
 from galiplib.clip_bridge import CLIP, ClipBridge, clip, default_prompt_layers, default_taps, run_block
 from galiplib.config import load_config
 from galiplib.files import WeightsError
+from galiplib.training_data import CaptionIndex
 
 
 def test_bridge_computes_what_clip_computes():
@@ -73,10 +74,12 @@ def test_contrastive_loss_is_symmetric_cross_entropy():
 
 
 def test_word_pairs_are_distributions():
-    pairs, of_text, of_image = clip_training.word_pair_targets([["red wings", "a red bird"], ["a blue bird", "a bird"]])
-    assert "red wings" in pairs and of_image.shape == (2, len(pairs))
+    index = CaptionIndex([["red wings", "a red bird"], ["a blue bird", "a bird"]])
+    pairs, of_text, of_image = clip_training.word_pair_targets(index)
+    assert "red wings" in pairs and of_image.shape == (2, len(pairs)) and of_text.shape == (4, len(pairs))
     torch.testing.assert_close(of_image.sum(1), torch.ones(2))
-    assert set(of_text) == {"red wings", "a red bird", "a blue bird", "a bird"}
+    named = of_text[index.texts.index("red wings")]
+    assert named[pairs.index("red wings")] > 0 and named[pairs.index("blue bird")] == 0
 
 
 def test_training_a_small_clip_lowers_its_loss():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galiplib import data_files, datasets, minibirds
+from galiplib import data_files, data_layouts, data_photos, data_pictures, datasets, minibirds
+from galiplib.clip_bridge import bpe_tokenizer
 from galiplib.datasets import DataError, describe, open_dataset
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -89,7 +90,8 @@ def test_box_is_cropped_as_in_the_literature(tmp_path, opened):
     # centre (120, 70), half a side int(0.75 * 41) = 30
     with Image.open(opened("birds", tmp_path).items[0].image) as whole:
         assert np.array_equal(np.asarray(picture), np.asarray(whole.convert("RGB"))[40:100, 90:150])
-    assert data_files.square_around((0, 0, 20, 30), (100, 100)) == (0, 0, 32, 37)  # clipped at the border
+    clipped = data_pictures.square_around((0, 0, 20, 30), (100, 100), Path("a.jpg"))
+    assert clipped == (0, 0, 32, 37)
 
 
 def test_ids_of_boxes_need_not_be_contiguous(tmp_path, opened):
@@ -226,7 +228,7 @@ def test_made_split_is_the_same_and_disjoint(tmp_path):
     trained, tested = ({item.key for item in photos.items} for photos in (train, test))
     assert not trained & tested and trained | tested == set(names)
     assert len(tested) == 4
-    assert tested == datasets.held_out(names[::-1], 10)
+    assert tested == data_layouts.held_out(names[::-1], 10)
 
 
 def test_made_split_of_birds_holds_out_classes(tmp_path):
@@ -250,7 +252,7 @@ def test_a_single_list_leaves_the_rest_for_the_other_split(faces):
 
 
 def test_held_out_is_at_least_one_and_never_all():
-    assert [len(datasets.held_out(map(str, range(n)), 10)) for n in (0, 1, 2, 19, 20, 100)] == [0, 0, 1, 1, 2, 10]
+    assert [len(data_layouts.held_out(map(str, range(n)), 10)) for n in (0, 1, 2, 19, 20, 100)] == [0, 0, 1, 1, 2, 10]
 
 
 # ---------------------------------------------------------------- rows that can't be used
@@ -350,6 +352,16 @@ def test_long_captions_are_counted(faces):
         open_dataset("faces", faces, progress=False, context_length=22)
 
 
+def test_long_captions_are_counted_as_the_tokenizer_counts():
+    words = ["bird's", "café", "don't", "(grey-white)", "12", "…", "supercalifragilistic", "a", "wing,", "\u4e2d\u6587"]
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        caption = " ".join(random.choice(words, random.integers(1, 40)))
+        tokens = len(bpe_tokenizer().encode(caption)) + 2
+        for limit in (10, 40, tokens - 1, tokens):
+            assert datasets._is_cut(caption, limit) == (tokens > limit)
+
+
 # ---------------------------------------------------------------- decoding
 
 
@@ -357,7 +369,7 @@ def test_long_captions_are_counted(faces):
 def decoded(tmp_path):
     def run(image, name="a.png", upright=True, **options):
         image.save(tmp_path / name, **options)
-        picture = data_files.read_image(tmp_path / name, upright)
+        picture = data_pictures.read_image(tmp_path / name, upright)
         assert picture.mode == "RGB"
         return np.asarray(picture)
 
@@ -424,7 +436,7 @@ def test_bomb_behind_an_honest_name_is_not_decoded(tmp_path):
     blob = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", 0)
     (tmp_path / "a.jpg").write_bytes(blob)
     with pytest.raises(DataError, match="a.jpg"):
-        data_files.read_image(tmp_path / "a.jpg")
+        data_pictures.read_image(tmp_path / "a.jpg")
 
 
 # ---------------------------------------------------------------- batches
@@ -472,7 +484,7 @@ def test_random_crops_follow_from_the_generator(faces, opened):
 
 def test_threads_change_nothing(faces, opened, monkeypatch):
     one = opened("faces", faces, image_size=16).pixels(range(6), np.random.default_rng(0))[0]
-    monkeypatch.setattr(datasets, "_cpus", lambda: 4)
+    monkeypatch.setattr(data_photos, "_cpus", lambda: 4)
     assert np.array_equal(one, opened("faces", faces, image_size=16).pixels(range(6), np.random.default_rng(0))[0])
 
 
@@ -480,7 +492,7 @@ def test_large_splits_are_not_kept(faces, opened, monkeypatch):
     photos = opened("faces", faces, image_size=16)
     photos.pixels([0])
     assert photos._kept.keys() == {0}
-    monkeypatch.setattr(datasets, "KEEP_BYTES", 6 * 3 * 19 * 28)
+    monkeypatch.setattr(data_photos, "KEEP_BYTES", 6 * 3 * 19 * 28)
     photos = opened("faces", faces, image_size=16)
     photos.pixels([0])
     assert not photos._kept
@@ -488,7 +500,7 @@ def test_large_splits_are_not_kept(faces, opened, monkeypatch):
 
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_undecodable_picture_is_replaced_once_reported(faces, opened, monkeypatch, cpus):
-    monkeypatch.setattr(datasets, "_cpus", lambda: cpus)
+    monkeypatch.setattr(data_photos, "_cpus", lambda: cpus)
     good = opened("faces", faces, image_size=16).pixels([0, 2, 4, 0], np.random.default_rng(3))[0]
     for name in ("face2", "face5"):
         truncate(faces / "images" / f"{name}.jpg")
@@ -616,6 +628,22 @@ def test_own_rows_that_cannot_be_used(own):
     }
 
 
+def test_folder_of_img2dataset(tmp_path, opened):
+    """What it leaves with `--output_format files`; of a failed download, only a row in the .parquet."""
+    stems = [tmp_path / f"{shard:05d}" / f"{shard:05d}{number:04d}" for shard in (0, 1) for number in (0, 1, 3, 4, 5)]
+    for stem in stems:
+        photo(stem.with_suffix(".jpg"))
+        text(stem.with_suffix(".txt"), f"caption of {stem.name}")
+        stem.with_suffix(".json").write_text("{}")
+    for shard in ("00000", "00001"):
+        (tmp_path / f"{shard}.parquet").write_bytes(b"PAR1")
+        (tmp_path / f"{shard}_stats.json").write_text("{}")
+    train, test = opened("folder", tmp_path), opened("folder", tmp_path, "test")
+    assert (len(train), len(test)) == (9, 1)
+    assert {item.image for item in train.items + test.items} == {stem.with_suffix(".jpg") for stem in stems}
+    assert all(item.captions == (f"caption of {item.image.stem}",) for item in train.items)
+
+
 def test_two_tables(own):
     (own / "captions.csv").write_text("image,caption\n")
     (own / "captions.jsonl").write_text("")
@@ -658,7 +686,15 @@ def test_describe(faces, capsys):
     assert "train: 5 pictures, 9 captions" in printed
     assert "1 missing image (images/gone), 1 undecodable image (images/face3.jpg)" in printed
     with Image.open(faces / "out" / "sheet.png") as written:
-        assert written.size == sheet.size == (6 * 138 + 10, sheet.height)
+        assert written.size == sheet.size == (5 * 138 + 10, sheet.height)
+
+
+def test_sheet_shows_no_picture_twice(faces):
+    truncate(faces / "images" / "face3.jpg")
+    with pytest.warns(UserWarning, match="face3"):
+        result = describe("faces", faces, ["train"], progress=False)
+    assert result["sheet"].width == 5 * 138 + 10
+    assert result["splits"]["train"]["left_out"] == {"undecodable image": 1}
 
 
 def test_describe_counts_classes_and_is_repeatable(tmp_path, capsys):
@@ -669,6 +705,30 @@ def test_describe_counts_classes_and_is_repeatable(tmp_path, capsys):
     assert first["splits"]["train"]["classes"] == len(classes) > 1
     assert first.pop("sheet").tobytes() == second.pop("sheet").tobytes()
     assert first == second
+
+
+def test_describe_counts_classes_of_flowers(tmp_path, opened):
+    for name in ("image_00001", "image_00002", "image_00003", "image_00004"):
+        photo(tmp_path / "images" / f"{name}.jpg")
+        text(tmp_path / "text" / f"{name}.txt", "a flower")
+    keys(tmp_path, "train", "image_00001.jpg", "image_00002", "image_00003", "image_00004")
+
+    def classes():
+        return describe("flowers", tmp_path, ["train"], progress=False)["splits"]["train"]["classes"]
+
+    assert classes() == 0
+    text(tmp_path / "image_class.txt", "image_00001 class_7", "image_00002 class_7", "image_00003 class_1", "other x")
+    assert classes() == 2
+    text(tmp_path / "image_class.txt", "image_00001")
+    with pytest.raises(DataError, match="image_class.txt, line 1.*key class"):
+        classes()
+
+
+def test_describe_where_nothing_can_be_decoded(faces):
+    for path in (faces / "images").iterdir():
+        truncate(path)
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="none of the 6 pictures"):
+        describe("faces", faces, ["train"], check=True, progress=False)
 
 
 # ---------------------------------------------------------------- the real sets

@@ -10,11 +10,12 @@ from torch import nn
 
 from galiplib import evaluation, minibirds
 from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip, to_images, vocabulary_of
+from galiplib.clip_training import new_clip, vocabulary_of
 from galiplib.config import EvalConfig, ModelConfig
 from galiplib.evaluation import EvaluationError
 from galiplib.generator import Generator
 from galiplib.judge import FEATURES, JUDGED, load_judge
+from galiplib.training_data import to_images
 
 IMAGES = 600  # halves of halves still have more pictures than the judge has features
 few_samples = pytest.mark.filterwarnings("ignore:Fréchet distance from")

@@ -9,9 +9,9 @@ import torch
 
 from galiplib import judge as judging
 from galiplib import minibirds
-from galiplib.clip_training import to_images
 from galiplib.files import WeightsError
 from galiplib.judge import JUDGED, Judge
+from galiplib.training_data import to_images
 
 
 @pytest.fixture(scope="module")

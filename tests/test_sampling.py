@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 from scipy.linalg import sqrtm
 
-from galiplib import checks, minibirds, plotting, sampling
+from galiplib import checks, data_pictures, minibirds, plotting, sampling
 from galiplib.clip_bridge import ClipBridge
 from galiplib.clip_training import new_clip, vocabulary_of
 from galiplib.config import ModelConfig
@@ -276,6 +276,12 @@ def fake(logits):
     return F.relu(1 + logits).mean()
 
 
+def crop(box, size, factor=0.75, pick=max, centre=0.5, low=(0, 0)):
+    (x, y, w, h), half = box, factor * pick(box[2:])
+    cx, cy = x + centre * w, y + centre * h
+    return max(cx - half, low[0]), max(cy - half, low[1]), min(cx + half, size[0]), min(cy + half, size[1])
+
+
 def with_torch(mu1, cov1, mu2, cov2):
     root = torch.linalg.eigvals(cov1 @ cov2).sqrt().real.sum()
     return (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * root
@@ -292,6 +298,9 @@ def with_torch(mu1, cov1, mu2, cov2):
         (checks.check_frechet, [frechet]),
         (checks.check_frechet, [with_torch]),
         (checks.check_caption_asks, [asks]),
+        (checks.check_box_crop, [crop]),
+        (checks.check_box_crop, [lambda box, size: np.array(crop(box, size)).astype(int)]),
+        (checks.check_box_crop, [lambda box, size: data_pictures.square_around(box, size, "a.jpg")]),
     ],
 )
 def test_right_solutions_pass(check, solutions):
@@ -423,6 +432,35 @@ def test_frechet_mistakes(solution, message):
 def test_caption_mistakes(solution, message):
     with pytest.raises(checks.CheckFailed, match=message):
         checks.check_caption_asks(solution)
+
+
+FAR = (-999, -999)
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        (lambda b, s: (b[0], b[1], b[0] + b[2], b[1] + b[3]), r"box \(100, 60, 40, 20\).*the box itself"),
+        (lambda b, s: (*crop((*b[:2], b[2], b[2]), s)[:1], *crop((*b[:2], b[3], b[3]), s)), "expected four numbers"),
+        (lambda b, s: crop(b, s, factor=0.5), "1.5 is missing"),
+        (lambda b, s: crop(b, s, factor=1.5), "three times the box"),
+        (lambda b, s: crop(b, s, pick=min), "shorter side"),
+        (lambda b, s: crop(b, s, centre=0), "box's corner"),
+        (lambda b, s: (90, 40, 60, 60), "not width and height"),
+        (lambda b, s: (90, 55, 150, 85), "both sides get 1.5"),
+        (lambda b, s: crop(b, (999, 999), low=FAR), r"box \(4, 8.*left and top are at least 0"),
+        (lambda b, s: crop(b, s, low=FAR), "reaches out of the picture"),
+        (lambda b, s: crop(b, (999, 999)), r"box \(240, .*right at most the width"),
+        (lambda b, s: crop(b, s if s[0] > 120 else s[::-1]), "swapped"),
+        (lambda b, s: (1, 2, 3, 4), r"expected \(90, 40, 150, 100\), got \(1, 2, 3, 4\)"),
+        (lambda b, s: 7, "expected four numbers"),
+        (lambda b, s: (1, 2, 3, float("nan")), "expected four numbers"),
+        (lambda b, s: b[4], "raised IndexError"),
+    ],
+)
+def test_box_crop_mistakes(solution, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.check_box_crop(solution)
 
 
 def test_unwritten_functions_of_every_kind():

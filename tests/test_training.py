@@ -10,7 +10,8 @@ from galiplib.config import ConfigError
 from galiplib.files import WeightsError
 from galiplib.loading import load_generator
 from galiplib.runs import Run, make_bridge
-from galiplib.training import Networks, Optimizers, TrainingData, resolve_precision, shift, train
+from galiplib.training import Networks, Optimizers, resolve_precision, shift, train
+from galiplib.training_data import TrainingData
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def birds():
 def loop(config, birds, start=0, networks=None):
     bridge = make_bridge(config)
     networks = networks or Networks(bridge, config)
-    data = TrainingData(bridge, birds.images, birds.captions)
+    data = TrainingData(bridge, birds)
     return networks, list(train(networks, bridge, Optimizers(networks, config.train), data, config.train, start))
 
 
@@ -44,7 +45,7 @@ def test_clip_stays_frozen(tiny_config, birds):
     bridge = make_bridge(config)
     weights = {name: tensor.clone() for name, tensor in bridge.model.state_dict().items()}
     networks = Networks(bridge, config)
-    data = TrainingData(bridge, birds.images, birds.captions)
+    data = TrainingData(bridge, birds)
     list(train(networks, bridge, Optimizers(networks, config.train), data, config.train))
     for name, tensor in bridge.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
@@ -60,7 +61,7 @@ def test_paper_recipe_keeps_rates_and_no_average(tiny_config, birds):
 
 
 def test_batches_follow_from_seed_and_step(tiny_config, birds):
-    data = TrainingData(make_bridge(tiny_config()), birds.images, birds.captions)
+    data = TrainingData(make_bridge(tiny_config()), birds)
     images, sentences = data.batch(5, 4, seed=3)
     again, _ = data.batch(5, 4, seed=3)
     assert torch.equal(images, again) and images.shape == (4, 3, 56, 56) and sentences.shape == (4, 128)
