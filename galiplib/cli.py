@@ -16,8 +16,11 @@ from . import clip_training, datasets
 from .clip_files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
 from .files import WeightsError, write_json
+from .guards import TrainingFailed
+from .interrupts import Stopped
 from .loading import export_reference, load_generator
-from .runs import Run, held_out_splits, make_data, measure_generator, pick_device
+from .parts import held_out_splits, make_data, measure_generator, pick_device
+from .runs import Run
 from .sampling import contact_sheet, sample, save_png
 
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's authors"
@@ -60,15 +63,16 @@ def train_clip(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
     config = configure(args)
-    run = Run(args.out, config, args.device)
+    run = Run(args.out, config, args.device, allow_changes=args.allow_changes)
     if run.step:
         print(f"going on from step {run.step}" if not run.finished else f"complete: {run.step} steps")
     try:
         if not run.finished:
             for _ in run.train():
                 pass
-    except KeyboardInterrupt:
-        sys.exit(f"stopped after step {run.step}; the same command goes on from there")
+    except Stopped as stop:
+        print(f"galip: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
     if args.export:
         metrics = measure_generator(run.networks.ema, run.bridge, config)
         run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
@@ -126,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("train", train)
     one.add_argument("--out", type=Path, help="run folder; by default outputs/<profile>/train")
     one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    one.add_argument("--allow-changes", action="store_true", help="go on with another configuration than before")
     one.add_argument("--export", type=Path, help="also write the measured generator here, as safetensors")
     one = command("train-clip", train_clip)
     one.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
@@ -144,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", choices=[name for name in datasets.NAMES if name != "folder"])
     one.add_argument("--folder", type=Path, help="where to put it; by default data/<name>")
     one = command("export", export, profile=False)
-    one.add_argument("source", type=Path, help="run folder or checkpoint.pt")
+    one.add_argument("source", type=Path, help="run folder or one of its checkpoints")
     one.add_argument("--out", type=Path, required=True, help="the .pth to write, such as state_epoch_100.pth")
     one.add_argument("--clip", help=CLIP_HELP)
     one.add_argument("--raw", action="store_true", help="the generator in training, not its average")
@@ -166,7 +171,7 @@ def main() -> None:
         args.out = Path("outputs") / Path(args.profile).stem / "train"
     try:
         args.run(args)
-    except (ConfigError, WeightsError, ValueError, OSError) as error:
+    except (ConfigError, WeightsError, TrainingFailed, ValueError, OSError) as error:
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
 

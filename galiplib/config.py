@@ -1,6 +1,7 @@
 """Typed configuration: one model per concern, named profiles, explicit overrides.
 
-Precedence: defaults < profile YAML < override. Unknown profiles and keys are errors that list the valid ones.
+Precedence: defaults < profile YAML < override; the override `train.recipe=paper` stands for the authors' settings and
+comes before the other overrides. Unknown profiles and keys are errors that list the valid ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class ConfigError(ValueError):
@@ -83,15 +84,36 @@ class TrainConfig(Section):
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
     penalty_power: float = Field(6.0, gt=0, description="p of the matching-aware gradient penalty")
     penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much")
-    shift: int = Field(0, ge=0, description="pixels by which pictures are moved at random before CLIP")
+    accumulate: int = Field(1, ge=1, description="parts in which a batch goes through, to fit a small GPU")
+    shift: int = Field(0, ge=0, description="DiffAugment: pixels by which pictures are moved before CLIP")
+    colour: float = Field(0.0, ge=0, le=1, description="DiffAugment: strength of changes of colour, 0 to 1")
+    cutout: float = Field(0.0, ge=0, le=0.9, description="DiffAugment: side of a blanked square, as a share")
     decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run, over which rates fall to 0")
     ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
     ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     seed: int = Field(0, description="seed of weights, noise and data order")
+    max_skipped: int = Field(20, ge=0, description="steps with non-finite gradients in a row, then back")
+    rollback_factor: float = Field(3.0, ge=0, description="an evaluation so many times the best: back; 0: never")
+    max_rollbacks: int = Field(3, ge=0, description="how often to go back to a good checkpoint before giving up")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints to keep, beside the best")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on 1,000 pictures, 0: none")
     sample_every: int = Field(100, ge=1, description="steps between sample grids")
+
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"train.accumulate = {self.accumulate} must divide train.batch_size = {self.batch_size}")
+        return self
+
+
+# What `train.recipe=paper` stands for: the authors' step, whatever the profile says; what is set beside it counts.
+PAPER = {
+    "lr_g": 1e-4, "lr_d": 4e-4, "clip_weight": 4.0, "penalty_weight": 2.0, "penalty_power": 6.0, "penalty_every": 1,
+    "shift": 0, "colour": 0.0, "cutout": 0.0,
+}  # fmt: skip
 
 
 class EvalConfig(Section):
@@ -148,7 +170,10 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     else:
         raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
     values = {key: dict(section or {}) for key, section in (yaml.safe_load(text) or {}).items()}
-    for key, value in _pairs(overrides):
+    pairs = _pairs(overrides)
+    if ("train.recipe", "paper") in pairs:
+        values["train"] = {**values.get("train", {}), **PAPER}
+    for key, value in pairs:
         section, _, name = key.partition(".")
         _check_key(key)
         values.setdefault(section, {})[name] = value

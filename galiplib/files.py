@@ -104,7 +104,13 @@ def load_torch(path: str | Path) -> Any:
     if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
         raise WeightsError(f"{path} is damaged: its end is missing, as after a download or copy that broke off")
     try:
+        if start == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch itself compares no checksums
+                    raise WeightsError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)|REDUCE|BUILD|INST|NEWOBJ", str(error)):
             raise WeightsError(

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import Checkpoints
 from .clip_bridge import CLIP
 from .config import Config, build_config
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .files import WEIGHTS, WeightsError, fit, is_safetensors, load_torch, load_weights
 from .generator import Generator
-from .runs import KIND, make_bridge, with_own_clip
+from .parts import make_bridge, with_own_clip
+from .runs import KIND
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
@@ -25,7 +28,7 @@ def load_generator(
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
     Args:
-        path: "mini" (shipped), a run folder or its `checkpoint.pt` (the EMA weights), a `.safetensors` file of
+        path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
             `Run.export`, or a `state_epoch_*.pth` of GALIP's authors. What a file is, is read from its content.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions.
@@ -42,7 +45,7 @@ def load_generator(
         if reference.is_reference(content):
             return reference.import_reference(path, clip_model, device, content).generator
         config, tensors = _part(path, content, "ema.")
-    bridge = make_bridge(with_own_clip(config, path.parent), device, clip_model)
+    bridge = make_bridge(with_own_clip(config, _run_folder(path)), device, clip_model)
     return _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", device)
 
 
@@ -52,7 +55,7 @@ def load_discriminator(
     """Discriminator and head in eval mode: head(discriminator(tapped (B, taps, W, g, g)), sentence (B, E)) -> (B,).
 
     Args:
-        path: a run folder, its `checkpoint.pt`, or a `state_epoch_*.pth` of GALIP's authors.
+        path: a run folder, one of its checkpoints, or a `state_epoch_*.pth` of GALIP's authors.
         clip_model: as in `load_generator`.
 
     Raises:
@@ -60,7 +63,7 @@ def load_discriminator(
     """
     path = SHIPPED if path == "mini" else Path(path)
     if path.is_file() and is_safetensors(path):
-        raise WeightsError(f"{path} holds a generator only: a run folder or its checkpoint.pt holds a discriminator")
+        raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
     path, content = _read(path)
     if reference.is_reference(content):
         found = reference.import_reference(path, clip_model, device, content)
@@ -68,7 +71,7 @@ def load_discriminator(
             raise WeightsError(f"{path} holds a generator only, no netD and netC")
         return found.discriminator, found.head
     config, tensors = _part(path, content, "discriminator.")
-    bridge = make_bridge(with_own_clip(config, path.parent), device, clip_model)
+    bridge = make_bridge(with_own_clip(config, _run_folder(path)), device, clip_model)
     discriminator = _ready(FeatureDiscriminator(bridge, config.model), tensors, f"the discriminator in {path}", device)
     _, tensors = _part(path, content, "head.")
     return discriminator, _ready(ConditionalHead(bridge, config.model), tensors, f"the head in {path}", device)
@@ -85,7 +88,7 @@ def export_reference(
     """Write a training as a checkpoint in the authors' format, for their code to load.
 
     Args:
-        source: a run folder, its `checkpoint.pt`, an authors' file, or what `import_reference` gave.
+        source: a run folder, one of its checkpoints, an authors' file, or what `import_reference` gave.
         path: the file to write; their code looks for `state_epoch_<three digits>.pth`.
         clip_model: as in `load_generator`.
         ema: write the averaged generator (what is evaluated and published), not the one in training.
@@ -103,12 +106,13 @@ def export_reference(
 
 
 def _read(path: Path) -> tuple[Path, Any]:
-    """A run folder or a torch file -> the file, its content."""
-    if path.is_dir():
-        if not (path / "checkpoint.pt").is_file():
-            raise WeightsError(f"{path} holds no checkpoint: notebook 05 or `galip train --out {path}` makes one")
-        path = path / "checkpoint.pt"
-    return path, load_torch(path)
+    """A torch file, or a run folder's newest whole checkpoint -> where it lies, its content."""
+    if not path.is_dir():
+        return path, load_torch(path)
+    content = Checkpoints(path).load()
+    if content is None:
+        raise WeightsError(f"{path} holds no checkpoint: notebook 05 or `galip train --out {path}` makes one")
+    return path / CHECKPOINTS / f"step_{content['step']:06d}.pt", content
 
 
 def _part(path: Path, content: Any, prefix: str) -> tuple[Config, dict[str, Tensor]]:
@@ -123,12 +127,17 @@ def _part(path: Path, content: Any, prefix: str) -> tuple[Config, dict[str, Tens
 
 def _published(path: Path, content: Any, clip_model: CLIP | None, ema: bool) -> reference.Published:
     config, tensors = _part(path, content, "ema." if ema else "generator.")
-    bridge = make_bridge(with_own_clip(config, path.parent), "cpu", clip_model)
+    bridge = make_bridge(with_own_clip(config, _run_folder(path)), "cpu", clip_model)
     generator = _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", "cpu")
     discriminator, head = load_discriminator(path, bridge.model)
     found = reference.Published(config, bridge, generator, discriminator, head)
     found.optimizers = reference.their_optimizers(found, content["optimizer_g"], content["optimizer_d"])
     return found
+
+
+def _run_folder(path: Path) -> Path:
+    """The folder of the run that a file of its belongs to."""
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
 def _ready(module: nn.Module, tensors: dict[str, Tensor], what: str, device: str | torch.device) -> Any:

@@ -1,149 +1,96 @@
-"""Run folders: a training that describes itself, goes on where it stopped, and exports its generator.
+"""Run folders: a training that describes itself, survives what stops it, and exports its generator.
 
     <folder>/config.json           what the run is made of
     <folder>/metrics.jsonl         a line a step
     <folder>/evaluations.jsonl     a line an evaluation
+    <folder>/events.jsonl          a line for each time the run went back to a good checkpoint, and why
+    <folder>/tensorboard/          the same for TensorBoard
     <folder>/samples/              the same captions and noise over the steps
     <folder>/clip.safetensors      the small CLIP, if the run trained its own (clip.name: own)
-    <folder>/checkpoint.pt         everything needed to go on
+    <folder>/checkpoints/          everything needed to go on: the last few, and the best by evaluation
     <folder>/generator.safetensors the EMA generator of a finished run, with its record
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from . import evaluation, minibirds
-from .clip_bridge import CLIP, ClipBridge
-from .clip_files import load_clip
+from .checkpoints import CheckpointError, Checkpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
-from .datasets import open_dataset
-from .files import WeightsError, load_torch, save_weights, write_atomically, write_json
-from .generator import Generator
-from .judge import load_judge
+from .files import WeightsError, save_weights, write_json
+from .guards import Guard, TrainingFailed
+from .interrupts import Stopped, StopSignals
+from .parts import (
+    SAMPLE_CAPTIONS,
+    cache_name,
+    distance_of,
+    held_out_splits,
+    make_bridge,
+    make_data,
+    measure_generator,
+    pick_device,
+    with_own_clip,
+)
+from .run_log import RunLog, read_lines
 from .sampling import contact_sheet, sample, save_png
 from .training import Networks, Optimizers, StepReport, train
 from .training_data import Source, TrainingData
 
 KIND = "galiplib generator"
 # may change between stop and resume
-FREE_KEYS = ("eval.", "train.checkpoint_every", "train.sample_every", "train.evaluate_every")
+FREE_KEYS = (
+    "eval.", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.evaluate_every",
+    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks",
+)  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
-SAMPLE_CAPTIONS = (
-    "a red bird with black wings and a white belly in the snow",
-    "a blue bird with yellow wings and an orange belly in a meadow",
-    "a yellow bird with green wings and a purple belly in the sky",
-    "a white bird with pink wings and a brown belly at sunset",
-)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """"auto" -> cuda, else mps, else cpu; another name as it stands."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def make_bridge(config: Config, device: str | torch.device = "cpu", clip_model: CLIP | None = None) -> ClipBridge:
-    """The frozen CLIP of a configuration behind its bridge."""
-    if config.clip.name == "own" and clip_model is None:
-        raise ConfigError("clip.name = 'own' needs a run folder, where that CLIP lies; or give clip_model")
-    model = clip_model or load_clip(config.clip.name, device)
-    return ClipBridge(model, config.clip.convention, config.clip.taps, config.clip.prompt_layers).to(device)
-
-
-def with_own_clip(config: Config, folder: Path) -> Config:
-    """The configuration with the file of the CLIP that the run in `folder` has trained itself, if it has."""
-    if config.clip.name != "own":
-        return config
-    clip = config.clip.model_copy(update={"name": str(folder / "clip.safetensors")})
-    return config.model_copy(update={"clip": clip})
-
-
-def held_out_splits(config: Config) -> tuple[str, ...]:
-    """The splits that are measured on; mini birds has two."""
-    return ("seen", "test") if config.data.name == "minibirds" else ("test",)
-
-
-def make_data(config: Config, split: str = "train", progress=iter) -> Source:
-    """A split of the configured data set: mini birds are rendered, photographs opened.
-
-    Args:
-        progress: wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, unless it is `iter`.
-    """
-    data = config.data
-    if data.name == "minibirds":
-        count = data.train_size if split == "train" else data.test_size
-        return minibirds.build(split, count, data.image_size, data.seed, progress)
-    return open_dataset(data.name, data.folder, split, data.image_size, progress is not iter)
-
-
-def cache_name(config: Config, split: str = "train") -> str | None:
-    """What the captions' embeddings of a split are stored under; mini birds' are made anew."""
-    data = config.data
-    if data.name == "minibirds":
-        return None
-    place = "" if data.folder is None else hashlib.sha256(str(Path(data.folder).resolve()).encode()).hexdigest()[:8]
-    return "-".join(filter(None, (data.name, place, split)))
-
-
-def measure_generator(
-    generator: Generator, bridge: ClipBridge, config: Config, images: int | None = None,
-    splits: dict[str, Source] | None = None, progress: bool = True,
-) -> dict[str, Any]:
-    """Measure a generator on captions it has not seen, as its data set allows (see `evaluation`).
-
-    Args:
-        images: pictures to generate; by default `eval.images`.
-        splits: the held-out splits, if they have been made already.
-    """
-    settings = config.eval if images is None else config.eval.model_copy(update={"images": images})
-    splits = splits or {split: make_data(config, split) for split in held_out_splits(config)}
-    if config.data.name == "minibirds":
-        return evaluation.evaluate(generator, bridge, load_judge(), splits, settings, progress)
-    return evaluation.evaluate_photos(generator, bridge, splits["test"], settings, progress)
 
 
 class Run:
     """A training run in a folder; opening a folder that has a checkpoint goes on from it.
 
-    With `clip.name` "own", opening it the first time trains the small CLIP of the run on its data.
+    Stopped at any step, by whatever means, and opened again, it becomes the run that was never interrupted: bit for
+    bit on the CPU with the same number of threads. With `clip.name` "own", opening it the first time trains the small
+    CLIP of the run on its data.
+
+    Args:
+        allow_changes: go on although the configuration differs from the folder's.
 
     Raises:
         ConfigError: if the folder holds a run of another configuration; names the keys.
-        WeightsError: for a damaged checkpoint.
+        WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
         OSError: if the folder can't be written; names it.
     """
 
-    def __init__(self, folder: str | Path, config: Config, device: str = "auto", progress: bool = True) -> None:
-        self.folder, self.config, self.step = Path(folder), config, 0
-        self._check_folder()
+    def __init__(
+        self, folder: str | Path, config: Config, device: str = "auto", progress: bool = True,
+        allow_changes: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.config, self.progress = Path(folder), config, progress
+        self.checkpoints = Checkpoints(self.folder, config.train.keep_checkpoints)
+        self._check_folder(allow_changes)
         self.device = pick_device(device)
-        self.progress = progress
         clip_file = self.folder / "clip.safetensors"
         if config.clip.name == "own" and not clip_file.is_file():
             learn_clip(config, self.source, self.held_out, clip_file, self.device, progress)
         self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
         self.networks = Networks(self.bridge, config)
         self.optimizers = Optimizers(self.networks, config.train)
-        if self.checkpoint.is_file():
-            self._resume()
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        self.step, self.guard = 0, Guard()
+        self._newest = self.checkpoints.numbered()[:1]
+        if state := self.checkpoints.load():
+            self._restore(state)
 
     @property
     def metrics(self) -> Path:
@@ -180,46 +127,142 @@ class Run:
         captions = self.held_out["test"].captions
         return [captions[place * len(captions) // 4][0] for place in range(4)]
 
-    def train(self) -> Iterator[StepReport]:
-        """Train to the end, yielding every step's report; logs, samples and checkpoints on the way.
+    # ------------------------------------------------------------ training
 
-        Stopping it (Ctrl-C, the notebook's stop button, leaving the loop) writes a checkpoint first.
+    def train(self) -> Iterator[StepReport]:
+        """Train to the end, yielding every step's report; logs, samples, evaluations and checkpoints on the way.
+
+        Ctrl-C, the notebook's stop button and SIGTERM end it after the current step, with a checkpoint; so does
+        leaving the loop. The second Ctrl-C acts at once, and the run goes on from the checkpoint before.
+
+        Raises:
+            Stopped: (a KeyboardInterrupt) when asked to stop; says how to go on.
+            ConfigError: if another process is training in this folder.
+            CheckpointError: if a checkpoint can't be written.
+            TrainingFailed: if guards sent the run back more often than `train.max_rollbacks`.
         """
-        reports = train(self.networks, self.bridge, self.optimizers, self.data, self.config.train, self.step)
-        total = self.config.train.max_steps
-        with open(self.metrics, "a") as log, tqdm(
-            total=total, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
-        ) as bar:
+        data = self.data  # before anything is locked: this may take minutes
+        with ExitStack() as stack:
+            stack.callback(self._lock().release)
+            if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
+                self._restore(self.checkpoints.load())
+            log = stack.enter_context(RunLog(self.folder, self.step))
+            signals = stack.enter_context(StopSignals())
+            bar = stack.enter_context(
+                tqdm(total=self.config.train.max_steps, initial=self.step, desc="GALIP", disable=not self.progress,
+                     mininterval=1)
+            )  # fmt: skip
+            whole = False  # whether networks, guard and log all stand at self.step
             try:
-                for report in reports:
-                    self.step = report.step
-                    log.write(json.dumps(dataclasses.asdict(report)) + "\n")
-                    if self.step % self.config.train.sample_every == 0 or self.finished:
-                        self._save_samples()
-                    every = self.config.train.evaluate_every
-                    if every and (self.step % every == 0 or self.finished):
-                        self._evaluate()
-                    if self.step % self.config.train.checkpoint_every == 0 and not self.finished:
-                        log.flush()
-                        self.save()
-                    bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
-                    bar.update()
-                    yield report
+                while not self.finished:
+                    reports = train(
+                        self.networks, self.bridge, self.optimizers, data, self.config.train, self.step,
+                        self.guard.rollbacks,
+                    )  # fmt: skip
+                    for report in self._until_rollback(reports, log):
+                        whole = True
+                        bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
+                        bar.n = self.step
+                        bar.update(0)
+                        yield report
+                        if signals.number is not None:
+                            raise Stopped(
+                                f"stopped after step {self.step} of {self.config.train.max_steps}; the same command "
+                                "or cell goes on from there",
+                                signals.number,
+                            )
+                        whole = False
+                    whole = True
+            except (CheckpointError, TrainingFailed):
+                whole = False  # nothing better to write
+                raise
             finally:
                 log.flush()
-                self.save()
+                if whole:
+                    self.save()
         self.export(self.folder / "generator.safetensors")
 
+    def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
+        """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
+        settings = self.config.train
+        for report in reports:
+            report = dataclasses.replace(report, rollbacks=self.guard.rollbacks)
+            last = report.step >= settings.max_steps
+            reason = self.guard.after_step(report, settings)
+            log.step(report)
+            if report.step % settings.sample_every == 0 or last:
+                log.samples(report.step, self._samples(report.step))
+            improved = False
+            if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
+                results = measure_generator(
+                    self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False
+                )
+                log.evaluation(report.step, results)
+                reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
+                improved = self.guard.best_step == report.step
+            if reason:
+                self._roll_back(report.step, reason, log)
+                return
+            self.step = report.step
+            if improved:
+                self.checkpoints.save(self._state(), best=True)
+            if self.step % settings.checkpoint_every == 0 and not last:
+                log.flush()
+                self.save()
+            yield report
+
+    def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
+        """Back to the best checkpoint, else the newest, with another order of the data from there on."""
+        guard = self.guard
+        guard.roll_back(step, reason, self.config.train)
+        state = self.checkpoints.load_best(guard.best_step) or self.checkpoints.load()
+        if state is None:
+            raise TrainingFailed(f"step {step}: {reason}; there is no checkpoint yet to go back to")
+        self._restore(state)
+        # What was counted stays counted; only the networks are those of before.
+        self.guard = dataclasses.replace(guard, best=self.guard.best, best_step=self.guard.best_step)
+        self.checkpoints.forget_after(self.step)
+        log.event(step, "rollback", reason=reason, to=self.step, rollbacks=guard.rollbacks)
+        log.forget_after(self.step)
+        self.save()
+        message = f"step {step}: {reason}. Back to step {self.step}, rollback {guard.rollbacks}"
+        warnings.warn(f"{message} of {self.config.train.max_rollbacks}", stacklevel=2)
+
+    # ------------------------------------------------------------ files
+
     def save(self) -> None:
-        """Write the checkpoint: networks, EMA, optimizers, step; the old one stays until the new one is whole."""
-        state = {
+        """Write a checkpoint of this step; the older ones stay valid until it is whole."""
+        self.checkpoints.save(self._state())
+        self._newest = self.checkpoints.numbered()[:1]
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "config": self.config.model_dump(),
             "networks": self.networks.state_dict(),
             "optimizer_d": self.optimizers.d.state_dict(),
             "optimizer_g": self.optimizers.g.state_dict(),
+            "guard": self.guard.state(),
+            "threads": torch.get_num_threads(),
         }
-        write_atomically(self.checkpoint, lambda stream: torch.save(state, stream))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.networks.load_state_dict(state["networks"])
+            self.optimizers.d.load_state_dict(state["optimizer_d"])
+            self.optimizers.g.load_state_dict(state["optimizer_g"])
+            self.guard, self.step = Guard(**state["guard"]), state["step"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"the checkpoint of step {state.get('step')} in {self.checkpoints.folder} doesn't fit: "
+                f"{' '.join(str(error).split())[:200]}; delete the folder to start this run anew"
+            ) from None
+        if self.device.type == "cpu" and state["threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"going on with {torch.get_num_threads()} threads where {state['threads']} were used: equal to the "
+                "uninterrupted run up to rounding only",
+                stacklevel=3,
+            )
 
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write the EMA generator as fp16 safetensors with configuration and provenance."""
@@ -228,48 +271,37 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """The reports of all steps so far, from metrics.jsonl."""
-        return _read_lines(self.metrics)
+        return read_lines(self.metrics)
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations on the way: step, and what `evaluation.evaluate` returns."""
-        return _read_lines(self.folder / "evaluations.jsonl")
+        """The evaluations on the way: step, and what `measure_generator` returns."""
+        return read_lines(self.folder / "evaluations.jsonl")
 
-    def _evaluate(self) -> None:
-        results = measure_generator(self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False)
-        with open(self.folder / "evaluations.jsonl", "a") as log:
-            log.write(json.dumps({"step": self.step, **results}) + "\n")
-
-    def _save_samples(self) -> None:
+    def _samples(self, step: int) -> Path:
         made = sample(self.networks.ema, self.bridge, self.sample_captions, count=4, seed=0)
-        path = self.folder / "samples" / f"step_{self.step:06d}.png"
-        save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(self.step)})
+        path = self.folder / "samples" / f"step_{step:06d}.png"
+        return save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(step)})
 
-    def _check_folder(self) -> None:
+    def _lock(self) -> FileLock:
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"another process is training in {self.folder}: stop it first, or choose another folder"
+            ) from None
+        return lock
+
+    def _check_folder(self, allow_changes: bool) -> None:
         path = self.folder / "config.json"
-        if path.is_file() and self.checkpoint.is_file():
+        if path.is_file() and self.checkpoints.numbered() and not allow_changes:
             before = build_config(json.loads(path.read_text()))
             keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
             if keys:
                 listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
                 raise ConfigError(
                     f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set these "
-                    "keys back, or delete the folder to start anew"
+                    "keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder to start "
+                    "anew"
                 )
         write_json(path, self.config.model_dump())
-
-    def _resume(self) -> None:
-        try:
-            state = load_torch(self.checkpoint)
-            self.networks.load_state_dict(state["networks"])
-            self.optimizers.d.load_state_dict(state["optimizer_d"])
-            self.optimizers.g.load_state_dict(state["optimizer_g"])
-            self.step = state["step"]
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise WeightsError(f"{error}; delete {self.checkpoint} to start this run anew") from None
-        for path in (self.metrics, self.folder / "evaluations.jsonl"):  # what follows the checkpoint is made again
-            kept = [json.dumps(line) + "\n" for line in _read_lines(path) if line["step"] <= self.step]
-            write_atomically(path, lambda stream, kept=kept: stream.write("".join(kept).encode()))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

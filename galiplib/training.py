@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .augmentation import Augmentation, augment, draw
 from .clip_bridge import ClipBridge
 from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
 from .losses import clip_similarity, hinge_fake, hinge_real, matching_aware_penalty
 from .training_data import TrainingData
+
+ATTEMPT = 1_000_003  # between the seeds of attempts: no small seed of another run is met
+Add = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,16 @@ class StepReport:
     logit_real: float
     logit_mismatch: float
     logit_fake: float
+    accuracy_real: float  # share of the pairs that the discriminator puts on the right side of 0
+    accuracy_mismatch: float
+    accuracy_fake: float
+    diversity: float  # 1 - |mean of the fakes' normalised CLIP embeddings|^2: 0 when all are alike
     grad_norm_d: float
     grad_norm_g: float
     lr_g: float
+    skipped: bool  # a gradient was not finite, and a network kept as it was
     seconds: float
-
-
-def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Move every picture (B, 3, H, W) by its own offsets (B, 2) in pixels, edges repeated (DiffAugment's translation).
-
-    What CLIP's patches see of a picture then depends on no fixed grid, so neither do the generator's mistakes.
-    """
-    reach = int(offsets.abs().max())
-    if reach == 0:
-        return images
-    height, width = images.shape[2:]
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    corners = (offsets + reach).tolist()
-    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
+    rollbacks: int = 0  # of the run so far
 
 
 class Networks(nn.Module):
@@ -129,68 +126,152 @@ def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
 
 def train_step(
     networks: Networks, bridge: ClipBridge, optimizers: Optimizers, config: TrainConfig, step: int,
-    images: Tensor, sentence: Tensor, noise: Tensor, offsets: Tensor | None = None,
+    images: Tensor, sentence: Tensor, noise: Tensor, augmentations: tuple[Augmentation, Augmentation] | None = None,
 ) -> StepReport:
     """One step, discriminator then generator on the same fakes.
+
+    With `config.accumulate` above 1 the batch goes through in as many parts, one after the other, and the gradients
+    add up to those of the whole: the step of a large batch in the memory of a small one, for a second forward pass.
+    A loss or gradient that is not finite leaves the network that it was meant for as it is (recipe stable).
 
     Args:
         images: real pictures, (B, 3, H, W) in [-1, 1].
         sentence: their captions' embeddings, (B, E); rolled by one they are the mismatched captions.
         noise: (B, Z).
-        offsets: (2, B, 2) pixels by which real and generated pictures are moved before CLIP; by default none.
+        augmentations: what is done to real and to generated pictures before CLIP; by default nothing.
     """
     started = time.perf_counter()
     rate = optimizers.set_rates(step)
-    device = sentence.device
+    parts = config.accumulate
+    batch = Batch(images, sentence, noise, augmentations).split(parts)
+    values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=sentence.device))
 
-    # One graph of the fakes serves both: the discriminator sees them detached, the generator goes back through it.
+    def add(name: str, value: Tensor) -> Tensor:
+        values[name] = values[name] + value.detach() / parts
+        return value / parts
+
+    optimizers.d.zero_grad(set_to_none=True)
+    _require_grad(optimizers.d_parameters, True)
+    fakes = []
+    for part in batch:
+        # One graph of the fakes serves both networks; in parts, it is built again for the generator.
+        with torch.set_grad_enabled(parts == 1):
+            fakes.append(generate(networks, bridge, config, part))
+        discriminator_losses(networks, bridge, config, step, part, fakes[-1][0].detach(), add).backward()
+    norm_d = gradient_norm(optimizers.d_parameters)
+    skipped = not _apply(optimizers.d, norm_d, config)
+
+    optimizers.g.zero_grad(set_to_none=True)
+    _require_grad(optimizers.d_parameters, False)
+    for part, fake in zip(batch, fakes, strict=True):
+        features, embedding = fake if parts == 1 else generate(networks, bridge, config, part)
+        generator_losses(networks, config, part, features, embedding, add).backward()
+    norm_g = gradient_norm(optimizers.g_parameters)
+    if _apply(optimizers.g, norm_g, config):
+        networks.update_ema(step, config)
+    else:
+        skipped = True
+
+    embeddings = F.normalize(torch.cat([embedding.detach() for _, embedding in fakes]).float(), dim=1)
+    values["diversity"] = 1 - embeddings.mean(0).square().sum()
+    values |= {"grad_norm_d": norm_d, "grad_norm_g": norm_g}
+    numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    return StepReport(step, **numbers, lr_g=rate, skipped=skipped, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step works on, whole or a part of it.
+
+    Attributes:
+        following: of a part, the sentence behind its last one, (1, E): the mismatched caption of its last picture.
+    """
+
+    images: Tensor
+    sentence: Tensor
+    noise: Tensor
+    augmentations: tuple[Augmentation, Augmentation] | None
+    following: Tensor | None = None
+
+    def split(self, parts: int) -> list[Batch]:
+        if parts == 1:
+            return [self]
+        size, found = len(self.images) // parts, []
+        for start in range(0, len(self.images), size):
+            cut = slice(start, start + size)
+            augmentations = self.augmentations and (self.augmentations[0][cut], self.augmentations[1][cut])
+            following = self.sentence.roll(-1, 0)[start + size - 1 : start + size]
+            found.append(Batch(self.images[cut], self.sentence[cut], self.noise[cut], augmentations, following))
+        return found
+
+    def said(self, head: ConditionalHead) -> tuple[Tensor, Tensor]:
+        """What the head makes of the sentences, and of the mismatched ones, each computed once."""
+        whole = self.sentence if self.following is None else torch.cat([self.sentence, self.following])
+        said = head.said(whole)
+        return said[: len(self.sentence)], said.roll(-1, 0)[: len(self.sentence)]
+
+
+def generate(networks: Networks, bridge: ClipBridge, config: TrainConfig, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The fakes of a batch as CLIP sees them: tapped features (B, taps, W, g, g), embeddings (B, E)."""
+    with autocast(config.precision, batch.noise.device):
+        fakes = networks.generator(batch.noise, batch.sentence)  # (B, 3, H, W)
+        if batch.augmentations:
+            fakes = augment(fakes, batch.augmentations[1], config)
+        return bridge.encode_image(fakes)
+
+
+def discriminator_losses(
+    networks: Networks, bridge: ClipBridge, config: TrainConfig, step: int, batch: Batch, fakes: Tensor, add: Add
+) -> Tensor:
+    """Real with its caption, real with another's, generated, and the penalty -> what the discriminator minimises."""
+    head, device = networks.head, batch.noise.device
     with autocast(config.precision, device):
-        fakes = networks.generator(noise, sentence)  # (B, 3, H, W)
-        if offsets is not None:
-            images, fakes = shift(images, offsets[0]), shift(fakes, offsets[1])
-        fake_features, fake_embedding = bridge.encode_image(fakes)  # (B, taps, W, g, g), (B, E)
+        images = augment(batch.images, batch.augmentations[0], config) if batch.augmentations else batch.images
         with torch.no_grad():  # the penalty asks for gradients towards the features, not towards the pixels
             features, _ = bridge.encode_image(images)
-
-    # Discriminator: real with its caption, real with another's, generated.
-    for parameter in optimizers.d_parameters:
-        parameter.requires_grad_(True)
-    with autocast(config.precision, device):
-        head = networks.head
-        seen, said = head.seen(networks.discriminator(features)), head.said(sentence)
+        seen, (said, mismatched) = head.seen(networks.discriminator(features)), batch.said(head)
         logit_real = head.compare(seen, said)
-        logit_mismatch = head.compare(seen, said.roll(-1, 0))
-        logit_fake = head.compare(head.seen(networks.discriminator(fake_features.detach())), said)
+        logit_mismatch = head.compare(seen, mismatched)
+        logit_fake = head.compare(head.seen(networks.discriminator(fakes)), said)
     loss_real, loss_mismatch, loss_fake = hinge_real(logit_real), hinge_fake(logit_mismatch), hinge_fake(logit_fake)
-    loss_d = loss_real + (loss_mismatch + loss_fake) / 2
     penalty = torch.zeros((), device=device)
     if step % config.penalty_every == 0:
         weight = config.penalty_weight * config.penalty_every
-        penalty = matching_aware_penalty(networks.judge, features, sentence, weight, config.penalty_power)
-    optimizers.d.zero_grad(set_to_none=True)
-    (loss_d + penalty).backward()
-    norm_d = gradient_norm(optimizers.d_parameters)
-    optimizers.d.step()
+        penalty = matching_aware_penalty(networks.judge, features, batch.sentence, weight, config.penalty_power)
+    for name, loss, logits, right in (
+        ("real", loss_real, logit_real, logit_real > 0),
+        ("mismatch", loss_mismatch, logit_mismatch, logit_mismatch < 0),
+        ("fake", loss_fake, logit_fake, logit_fake < 0),
+    ):
+        add(f"loss_{name}", loss)
+        add(f"logit_{name}", logits.mean())
+        add(f"accuracy_{name}", right.float().mean())
+    add("penalty", penalty)
+    return add("loss_d", loss_real + (loss_mismatch + loss_fake) / 2) + penalty / config.accumulate
 
-    # Generator: fool the updated discriminator, and look to CLIP like the caption.
-    for parameter in optimizers.d_parameters:
-        parameter.requires_grad_(False)
-    with autocast(config.precision, device):
-        logit = networks.judge(fake_features, sentence)
-    similarity = clip_similarity(fake_embedding.float(), sentence)
-    loss_g = -logit.mean() - config.clip_weight * similarity
-    optimizers.g.zero_grad(set_to_none=True)
-    loss_g.backward()
-    norm_g = gradient_norm(optimizers.g_parameters)
-    optimizers.g.step()
-    networks.update_ema(step, config)
 
-    values = torch.stack(
-        [loss_d, loss_real, loss_mismatch, loss_fake, penalty, loss_g, similarity]
-        + [logits.mean() for logits in (logit_real, logit_mismatch, logit_fake)]
-        + [norm_d, norm_g]
-    ).tolist()
-    return StepReport(step, *values, lr_g=rate, seconds=time.perf_counter() - started)
+def generator_losses(
+    networks: Networks, config: TrainConfig, batch: Batch, features: Tensor, embedding: Tensor, add: Add
+) -> Tensor:
+    """Fool the updated discriminator, and look to CLIP like the caption -> what the generator minimises."""
+    with autocast(config.precision, batch.noise.device):
+        logit = networks.judge(features, batch.sentence)
+    similarity = clip_similarity(embedding.float(), batch.sentence)
+    add("similarity", similarity)
+    return add("loss_g", -logit.mean() - config.clip_weight * similarity)
+
+
+def _require_grad(parameters: list[nn.Parameter], wanted: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(wanted)
+
+
+def _apply(optimizer: torch.optim.Optimizer, norm: Tensor, config: TrainConfig) -> bool:
+    """Step the optimizer, unless a gradient is not finite and the recipe guards against it -> whether it stepped."""
+    if config.recipe == "stable" and not norm.isfinite():
+        return False
+    optimizer.step()
+    return True
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -200,13 +281,18 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 def train(
     networks: Networks, bridge: ClipBridge, optimizers: Optimizers, data: TrainingData, config: TrainConfig,
-    start: int = 0,
+    start: int = 0, attempt: int = 0,
 ) -> Iterator[StepReport]:
-    """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two."""
+    """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
+
+    `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
+    """
+    seed = config.seed + ATTEMPT * attempt
+    size = config.batch_size
     for step in range(start + 1, config.max_steps + 1):
-        images, sentence = data.batch(step, config.batch_size, config.seed)
-        size, device = config.batch_size, sentence.device
-        noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(config.seed, 2, step)).to(device)
-        reach = config.shift
-        offsets = torch.randint(-reach, reach + 1, (2, size, 2), generator=random_of(config.seed, 3, step))
-        yield train_step(networks, bridge, optimizers, config, step, images, sentence, noise, offsets)
+        images, sentence = data.batch(step, size, seed)
+        noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(seed, 2, step))
+        augmentations = draw(config, size, random_of(seed, 3, step))
+        yield train_step(
+            networks, bridge, optimizers, config, step, images, sentence, noise.to(sentence.device), augmentations
+        )

@@ -71,7 +71,7 @@ def test_an_interrupted_computation_goes_on(tmp_path, counted, monkeypatch):
 
 
 def test_training_reads_the_same_batches_from_memory_and_from_the_file(tmp_path, tiny_config):
-    from galiplib.runs import make_bridge
+    from galiplib.parts import make_bridge
 
     bridge, birds = make_bridge(tiny_config()), minibirds.build("train", 12)
     plain, stored = TrainingData(bridge, birds), TrainingData(bridge, birds, "birds", tmp_path)

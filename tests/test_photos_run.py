@@ -3,10 +3,12 @@
 import pytest
 
 import galiplib
-from galiplib import minibirds, runs
+from galiplib import minibirds, parts, runs
 from galiplib.config import ConfigError, load_config, profiles
 from galiplib.datasets import DataError
-from galiplib.runs import Run, make_bridge
+from galiplib.parts import make_bridge
+from galiplib.runs import Run
+from galiplib.training_data import TrainingData
 
 SMALL = {
     "clip.max_steps": 3, "clip.batch_size": 8, "clip.width": 64, "clip.layers": 2, "clip.text_layers": 1,
@@ -49,10 +51,10 @@ def test_a_run_trains_its_clip_then_the_gan_and_goes_on(birds, tmp_path):
 
 
 def test_a_picture_that_breaks_while_training_is_replaced(birds, tmp_path):
-    data = runs.make_data(load_config("birds_lite", {**SMALL, **birds}))
+    data = parts.make_data(load_config("birds_lite", {**SMALL, **birds}))
     broken = data.items[3].image
     broken.write_bytes(broken.read_bytes()[:400])
-    training = runs.TrainingData(make_bridge(load_config("mini")), data)
+    training = TrainingData(make_bridge(load_config("mini")), data)
     with pytest.warns(UserWarning, match=f"left out.*{broken.name}"):
         batches = [training.batch(step, 7, 0) for step in (1, 2)]
     assert all(images.shape == (7, 3, 64, 64) for images, _ in batches)

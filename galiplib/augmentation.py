@@ -1,0 +1,87 @@
+"""Random changes to pictures before CLIP looks at them, real and generated alike (DiffAugment, Zhao et al., 2020).
+
+What the discriminator sees of a picture then depends on no fixed grid, tint or detail, so neither do the generator's
+mistakes; and a small data set lasts longer. Everything is differentiable, and everything random is drawn up front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for a batch, on the CPU.
+
+    Attributes:
+        offsets: (B, 2) pixels down and right.
+        colour: (B, 3) brightness in [-.5, .5], saturation in [0, 2] and contrast in [.5, 1.5], at full strength.
+        cutout: (B, 2) the centre of the square that is blanked, as shares of height and width.
+    """
+
+    offsets: Tensor
+    colour: Tensor
+    cutout: Tensor
+
+    def __getitem__(self, part: slice) -> Augmentation:
+        return Augmentation(self.offsets[part], self.colour[part], self.cutout[part])
+
+
+def draw(config: TrainConfig, batch: int, random: torch.Generator) -> tuple[Augmentation, Augmentation] | None:
+    """The augmentations of a step's real and generated pictures; None if all are switched off."""
+    if not (config.shift or config.colour or config.cutout):
+        return None
+    reach = config.shift
+    offsets = torch.randint(-reach, reach + 1, (2, batch, 2), generator=random)
+    colour = torch.tensor([0.0, 1.0, 1.0]) + config.colour * (
+        (torch.rand(2, batch, 3, generator=random) - 0.5) * torch.tensor([1.0, 2.0, 1.0])
+    )
+    cutout = torch.rand(2, batch, 2, generator=random)
+    real, fake = (Augmentation(offsets[i], colour[i], cutout[i]) for i in (0, 1))
+    return real, fake
+
+
+def augment(images: Tensor, drawn: Augmentation, config: TrainConfig) -> Tensor:
+    """Pictures (B, 3, H, W) in about [-1, 1] -> changed ones, each by its own row of `drawn`."""
+    if config.colour:
+        images = change_colour(images, drawn.colour.to(images))
+    if config.shift:
+        images = shift(images, drawn.offsets)
+    if config.cutout:
+        images = cut_out(images, drawn.cutout.to(images), config.cutout)
+    return images
+
+
+def shift(images: Tensor, offsets: Tensor) -> Tensor:
+    """Move every picture (B, 3, H, W) by its own offsets (B, 2) in pixels, edges repeated (translation)."""
+    reach = int(offsets.abs().max())
+    if reach == 0:
+        return images
+    height, width = images.shape[2:]
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    corners = (offsets + reach).tolist()
+    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
+
+
+def change_colour(images: Tensor, amounts: Tensor) -> Tensor:
+    """Brightness, saturation and contrast of pictures (B, 3, H, W) by amounts (B, 3): added, multiplied, multiplied."""
+    brightness, saturation, contrast = (amount[:, None, None, None] for amount in amounts.unbind(1))
+    images = images + brightness
+    grey = images.mean(1, keepdim=True)  # (B, 1, H, W)
+    images = torch.lerp(grey, images, saturation)
+    mean = images.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+    return torch.lerp(mean, images, contrast)
+
+
+def cut_out(images: Tensor, centres: Tensor, share: float) -> Tensor:
+    """Blank a square in pictures (B, 3, H, W), its side `share` of theirs, around centres (B, 2) in shares."""
+    height, width = images.shape[2:]
+    down = (torch.arange(height, device=images.device) / height - centres[:, :1]).abs() < share / 2  # (B, H)
+    right = (torch.arange(width, device=images.device) / width - centres[:, 1:]).abs() < share / 2  # (B, W)
+    return images.masked_fill((down[:, :, None] & right[:, None, :])[:, None], 0.0)

@@ -1,0 +1,46 @@
+"""Stopping between two steps: Ctrl-C, the notebook's stop button and SIGTERM become a wish that the loop reads."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A training that stopped because it was asked to; the message says where it is and how to go on.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class StopSignals:
+    """While entered, the first signal is only noted in `number`; the second acts as it always would.
+
+    Outside the main thread signals can't be caught, and nothing is done.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self.__exit__()
