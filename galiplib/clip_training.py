@@ -9,6 +9,7 @@ unnoticed for a thousand steps, since neither tower gains by binding colours to 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -28,9 +29,11 @@ from . import minibirds
 from .clip_bridge import CLIP, ClipBridge, bpe_tokenizer
 from .clip_files import save_clip
 from .config import ClipConfig, Config, DataConfig
+from .files import load_torch, write_atomically
 from .training_data import CaptionIndex, Source, to_images
 
 WARM_UP_STEPS = 50
+SAVED_EVERY = 50  # steps that an interruption costs at most
 PAIRS = 256  # word pairs that the start-up aid predicts, the most frequent ones
 POSITION_SCALE = 0.5  # CLIP's own 0.09 hides a patch's place behind its content, and binding takes twice as long
 TOKEN_SCALE = 0.1
@@ -109,47 +112,81 @@ class ClipReport:
     scale: float
 
 
-def train_clip(
-    bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0
-) -> Iterator[ClipReport]:
-    """Train `bridge.model` (made with `trainable=True`) on a data set, a step a report.
+class ClipTraining:
+    """A small CLIP in training: `bridge.model`, made with `trainable=True`, on a data set.
 
     Every step: a random caption of each of `config.batch_size` random images; AdamW, warm-up, cosine to zero.
-    """
-    model, device = bridge.model, bridge.pixel_mean.device
-    random = np.random.default_rng(seed)
-    index = CaptionIndex(data.captions)
-    pairs, of_text, of_image = word_pair_targets(index)
-    of_text, of_image = of_text.to(device), of_image.to(device)
-    tokens = bridge.tokenize(index.texts).to(device)
 
-    pair_head = nn.Linear(bridge.embed_dim, len(pairs)).to(device)
-    parameters = [*model.parameters(), *pair_head.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-    warm_up = min(WARM_UP_STEPS, max(1, config.max_steps // 4))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.max_steps)),
-    )
-    for step in range(1, config.max_steps + 1):
-        pixels, rows = data.pixels(random.integers(len(data), size=config.batch_size), random)
-        chosen = torch.from_numpy(index.draw(rows, random)).to(device)
-        _, image = bridge.encode_image(to_images(pixels).to(device))  # (B, E)
-        text = bridge.encode_text(tokens[chosen])  # (B, E)
-        scale = model.logit_scale.exp().clamp(max=100)
+    Attributes:
+        step: how many are done.
+    """
+
+    def __init__(self, bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0) -> None:
+        self.bridge, self.data, self.config, self.step = bridge, data, config, 0
+        self.device = bridge.pixel_mean.device
+        self.random = np.random.default_rng(seed)
+        self.index = CaptionIndex(data.captions)
+        pairs, of_text, of_image = word_pair_targets(self.index)
+        self.of_text, self.of_image = of_text.to(self.device), of_image.to(self.device)
+        self.tokens = bridge.tokenize(self.index.texts).to(self.device)
+        self.pair_head = nn.Linear(bridge.embed_dim, len(pairs)).to(self.device)
+        self.parameters = [*bridge.model.parameters(), *self.pair_head.parameters()]
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+        warm_up = min(WARM_UP_STEPS, max(1, config.max_steps // 4))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.max_steps)),
+        )
+
+    def advance(self) -> ClipReport:
+        """One step."""
+        bridge, random = self.bridge, self.random
+        pixels, rows = self.data.pixels(random.integers(len(self.data), size=self.config.batch_size), random)
+        chosen = torch.from_numpy(self.index.draw(rows, random)).to(self.device)
+        _, image = bridge.encode_image(to_images(pixels).to(self.device))  # (B, E)
+        text = bridge.encode_text(self.tokens[chosen])  # (B, E)
+        scale = bridge.model.logit_scale.exp().clamp(max=100)
         contrastive = contrastive_loss(image, text, scale)
-        word_pairs = F.cross_entropy(pair_head(image), of_image[torch.from_numpy(rows).to(device)])
-        word_pairs = word_pairs + F.cross_entropy(pair_head(text), of_text[chosen])
-        optimizer.zero_grad(set_to_none=True)
+        word_pairs = F.cross_entropy(self.pair_head(image), self.of_image[torch.from_numpy(rows).to(self.device)])
+        word_pairs = word_pairs + F.cross_entropy(self.pair_head(text), self.of_text[chosen])
+        self.optimizer.zero_grad(set_to_none=True)
         (contrastive + word_pairs).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        yield ClipReport(step, contrastive.item(), word_pairs.item(), scale.item())
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return ClipReport(self.step, contrastive.item(), word_pairs.item(), scale.item())
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "step": self.step,
+            "model": self.bridge.model.state_dict(),
+            "pair_head": self.pair_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": json.dumps(self.random.bit_generator.state),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of the same configuration and data; raises as `load_state_dict` does."""
+        self.bridge.model.load_state_dict(state["model"])
+        self.pair_head.load_state_dict(state["pair_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.random.bit_generator.state = json.loads(state["random"])
+        self.step = state["step"]
+
+
+def train_clip(bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0) -> Iterator[ClipReport]:
+    """The whole training (`ClipTraining`), a step a report."""
+    training = ClipTraining(bridge, data, config, seed)
+    while training.step < config.max_steps:
+        yield training.advance()
 
 
 def learn_clip(
@@ -163,22 +200,36 @@ def learn_clip(
 ) -> dict[str, Any]:
     """Train a small CLIP on a data set, measure it as it is stored (fp16), write it -> its record.
 
+    An interrupted training goes on from `<path>.part`, written every 50 steps.
+
     Args:
         held_out: splits to measure it on.
         record: more for the record (a command, say).
     """
     torch.manual_seed(config.train.seed)
-    started = time.perf_counter()
     geometry = clip_geometry(config.clip, config.data)
     vocabulary = vocabulary_of([text for texts in train.captions for text in texts])
     bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
-    reports = train_clip(bridge, train, config.clip, config.train.seed)
-    with tqdm(reports, total=config.clip.max_steps, desc="small CLIP", disable=not progress, mininterval=1) as bar:
-        for report in bar:
+    training = ClipTraining(bridge, train, config.clip, config.train.seed)
+    part, seconds = Path(f"{path}.part"), 0.0
+    key = json.dumps([config.clip.model_dump(), config.data.model_dump(), config.train.seed, vocabulary])
+    if part.is_file() and (kept := load_torch(part))["key"] == key:
+        training.restore(kept["training"])
+        seconds = kept["seconds"]
+    with tqdm(
+        total=config.clip.max_steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1
+    ) as bar:
+        while training.step < config.clip.max_steps:
+            started = time.perf_counter()
+            report = training.advance()
+            seconds += time.perf_counter() - started
+            if training.step % SAVED_EVERY == 0:
+                state = {"key": key, "training": training.state(), "seconds": seconds}
+                write_atomically(part, lambda stream, state=state: torch.save(state, stream))
             bar.set_postfix(
                 contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False
             )
-    seconds = time.perf_counter() - started
+            bar.update()
     stored = ClipBridge(bridge.model.half().float())
     record = {
         **record,
@@ -191,6 +242,7 @@ def learn_clip(
         "torch": torch.__version__,
     }
     save_clip(path, stored.model, geometry, record)
+    part.unlink(missing_ok=True)
     return record
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from .checkpoints import CheckpointError, Checkpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
+from .evaluation import EvaluationError
 from .files import WeightsError, save_weights, write_json
 from .guards import Guard, TrainingFailed
 from .interrupts import Stopped, StopSignals
@@ -190,16 +191,21 @@ class Run:
             last = report.step >= settings.max_steps
             reason = self.guard.after_step(report, settings)
             log.step(report)
-            if report.step % settings.sample_every == 0 or last:
-                log.samples(report.step, self._samples(report.step))
             improved = False
-            if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
-                results = measure_generator(
-                    self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False
-                )
-                log.evaluation(report.step, results)
-                reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
-                improved = self.guard.best_step == report.step
+            try:
+                if report.step % settings.sample_every == 0 or last:
+                    log.samples(report.step, self._samples(report.step))
+                if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
+                    results = measure_generator(
+                        self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False
+                    )
+                    log.evaluation(report.step, results)
+                    reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
+                    improved = self.guard.best_step == report.step
+            except (EvaluationError, FloatingPointError) as error:  # pictures that are not finite
+                if settings.recipe == "paper":
+                    raise
+                reason = str(error)
             if reason:
                 self._roll_back(report.step, reason, log)
                 return

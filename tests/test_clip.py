@@ -94,6 +94,30 @@ def test_training_a_small_clip_lowers_its_loss():
     assert last < first
 
 
+def test_an_interrupted_training_of_a_small_clip_goes_on_exactly(tmp_path, monkeypatch):
+    changes = {"clip.max_steps": 6, "clip.batch_size": 8, "clip.layers": 1, "clip.width": 64}
+    config, data = load_config("mini", changes), minibirds.build("train", 20)
+    monkeypatch.setattr(clip_training, "SAVED_EVERY", 2)
+    clip_training.learn_clip(config, data, {}, tmp_path / "whole.safetensors", progress=False)
+    advance, done = clip_training.ClipTraining.advance, []
+
+    def interrupted(training):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(training.step)
+        return advance(training)
+
+    monkeypatch.setattr(clip_training.ClipTraining, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clip_training.learn_clip(config, data, {}, tmp_path / "parts.safetensors", progress=False)
+    monkeypatch.setattr(clip_training.ClipTraining, "advance", lambda training: (done.append(0), advance(training))[1])
+    clip_training.learn_clip(config, data, {}, tmp_path / "parts.safetensors", progress=False)
+    assert len(done) == 3 + 4 and not (tmp_path / "parts.safetensors.part").exists()
+    whole, parts = (clip_files.load_clip(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
 def test_shipped_clip_knows_its_birds():
     bridge = ClipBridge(clip_files.load_clip("mini"))
     for split in ("seen", "test"):

@@ -335,6 +335,23 @@ def test_a_bad_evaluation_goes_back_to_the_best(opened, monkeypatch):
     assert not torch.equal(first, run.data.batch(3, 4, run.config.train.seed + 1_000_003)[0])
 
 
+def test_pictures_that_are_not_finite_go_back_too(opened):
+    run = opened(train__sample_every=2)
+    samples = run._samples
+    broken = iter([False, True, False, False])
+
+    def sampled(step):
+        if next(broken):
+            with torch.no_grad():
+                run.networks.ema.to_rgb.bias[0] = float("nan")
+        return samples(step)
+
+    run._samples = sampled
+    with pytest.warns(UserWarning, match="step 4: .*NaN or infinity.* Back to step 2, rollback 1"):
+        list(run.train())
+    assert run.finished and run.networks.ema.to_rgb.bias.isfinite().all()
+
+
 def test_the_paper_recipe_has_no_guards(parts):
     config, _, _ = parts
     paper = load_config("mini", {"train.recipe": "paper", "train.max_skipped": 0, "train.rollback_factor": 2}).train
