@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """While entered, the first signal is only noted in `number`; the second acts as it always would.
 
-    Outside the main thread signals can't be caught, and nothing is done.
+    Outside the main thread signals can't be caught, and nothing is done; what is ignored stays ignored.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            found = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {n: handler for n, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+            for number in self._before:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from filelock import FileLock, Timeout
@@ -56,6 +57,7 @@ FREE_KEYS = (
     "train.max_skipped", "train.rollback_factor", "train.max_rollbacks",
 )  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
+_IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
 
 
 class Run:
@@ -142,38 +144,48 @@ class Run:
             CheckpointError: if a checkpoint can't be written.
             TrainingFailed: if guards sent the run back more often than `train.max_rollbacks`.
         """
-        data = self.data  # before anything is locked: this may take minutes
+        key = str(self.folder.resolve())
+        if left := _IN_TRAINING.pop(key, None):
+            left.close()  # a loop in this process that an error in the caller's code left half-way
+        _IN_TRAINING[key] = reports = self._train()
+        return reports
+
+    def _train(self) -> Iterator[StepReport]:
+        data, settings = self.data, self.config.train  # the data before anything is locked: this may take minutes
         with ExitStack() as stack:
             stack.callback(self._lock().release)
             if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
                 self._restore(self.checkpoints.load())
             log = stack.enter_context(RunLog(self.folder, self.step))
-            signals = stack.enter_context(StopSignals())
-            bar = stack.enter_context(
-                tqdm(total=self.config.train.max_steps, initial=self.step, desc="GALIP", disable=not self.progress,
-                     mininterval=1)
-            )  # fmt: skip
+            bar = tqdm(
+                total=settings.max_steps, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
+            )
+            stack.enter_context(bar)
+            signals = StopSignals()
             whole = False  # whether networks, guard and log all stand at self.step
             try:
                 while not self.finished:
-                    reports = train(
-                        self.networks, self.bridge, self.optimizers, data, self.config.train, self.step,
-                        self.guard.rollbacks,
-                    )  # fmt: skip
-                    for report in self._until_rollback(reports, log):
+                    steps = train(
+                        self.networks, self.bridge, self.optimizers, data, settings, self.step, self.guard.rollbacks
+                    )
+                    reports = self._until_rollback(steps, log)
+                    while True:
+                        whole = False
+                        with signals:  # not while the caller's code runs between two steps
+                            report = next(reports, None)
                         whole = True
+                        if report is None:
+                            break
                         bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
                         bar.n = self.step
                         bar.update(0)
                         yield report
                         if signals.number is not None:
                             raise Stopped(
-                                f"stopped after step {self.step} of {self.config.train.max_steps}; the same command "
-                                "or cell goes on from there",
+                                f"stopped after step {self.step} of {settings.max_steps}; the same command or cell "
+                                "goes on from there",
                                 signals.number,
                             )
-                        whole = False
-                    whole = True
             except (CheckpointError, TrainingFailed):
                 whole = False  # nothing better to write
                 raise

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from galiplib import augmentation, minibirds
 from galiplib.checkpoints import CheckpointError
@@ -73,10 +74,16 @@ def test_stop_signals_end_after_the_step_and_the_run_goes_on_exactly(opened):
     for number in (signal.SIGINT, signal.SIGTERM):
         more = {k.replace(".", "__"): v for k, v in EVERY.items()}
         run = opened(f"stopped{number}", **more)
+        batch = run.data.batch
+
+        def signalled(step, size, seed, batch=batch, number=number):
+            if step == 3:
+                os.kill(os.getpid(), number)  # in the midst of the step
+            return batch(step, size, seed)
+
+        run.data.batch = signalled
         with pytest.raises(Stopped, match="stopped after step 3 of 6; the same command or cell goes on") as caught:
-            for report in run.train():
-                if report.step == 3:
-                    os.kill(os.getpid(), number)
+            list(run.train())
         assert caught.value.signal == number and isinstance(caught.value, KeyboardInterrupt)
         resumed = opened(f"stopped{number}", **more)
         assert resumed.step == 3
@@ -143,14 +150,32 @@ def test_killed_at_random_times_it_ends_as_if_nothing_had_been(tmp_path):
 
 
 def test_a_second_process_on_one_folder_is_refused(opened):
-    run, other = opened(), opened()
+    run = opened()
+    held = FileLock(run.folder / ".lock")  # as another process holds it
+    held.acquire()
+    with pytest.raises(ConfigError, match="another process is training in"):
+        next(run.train())
+    held.release()
     reports = run.train()
     next(reports)
-    with pytest.raises(ConfigError, match="another process is training in"):
-        next(other.train())
+    with pytest.raises(Timeout):
+        held.acquire(timeout=0)
     reports.close()
-    next(other.train())  # now it may, and goes on where the first one stopped
-    assert other.step == 2
+    held.acquire(timeout=0)
+
+
+def test_a_loop_left_by_an_error_is_closed_by_the_next_one(opened):
+    """In a notebook the traceback of an error in the loop's body keeps the loop alive."""
+    run, kept = opened(), []
+    with pytest.raises(ZeroDivisionError):
+        reports = run.train()
+        kept.append(reports)
+        for report in reports:
+            1 / (report.step - 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    other = opened()
+    assert other.step == 2  # the checkpoint on the way
+    assert next(other.train()).step == 4  # the loop that was left has saved step 3 first
 
 
 def test_the_clock_may_go_backwards(opened, monkeypatch):
