@@ -9,7 +9,6 @@ with 500 pictures a side (floor 6.1), a blur of 2 pixels gives 8.2, twenty pictu
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,20 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm.auto import tqdm
 
 from . import minibirds
 from .clip_bridge import ClipBridge
 from .config import EvalConfig
 from .judge import JUDGED, Judge
+from .metrics import EvaluationError, frechet_distance, frechet_floor, halves
 from .training_data import Source, to_images
 
 BATCH = 100  # pictures at once where nobody says otherwise; changes no result
-
-
-class EvaluationError(ValueError):
-    """Something that can't be measured; the message says what and where."""
 
 
 class Accuracy(NamedTuple):
@@ -41,14 +36,6 @@ class Accuracy(NamedTuple):
 
     value: float
     count: int
-
-
-class Frechet(NamedTuple):
-    """A Fréchet distance and the pictures on its sides: it is biased upwards, the more the fewer they are."""
-
-    value: float
-    real: int
-    fake: int
 
 
 # ---------------------------------------------------------------- pictures
@@ -168,50 +155,6 @@ def _score(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[str,
             value = metric(logits[name][rows].cpu(), torch.tensor([asked[i][name] for i in rows])).item()
         result[name] = Accuracy(value, len(rows))
     return result
-
-
-def frechet_distance(real_features: Tensor, fake_features: Tensor) -> Frechet:
-    """Fréchet distance of the Gaussians fitted to two sets of features (N, D), (M, D), in float64.
-
-    |m - m'|^2 + trace(C + C' - 2 (C C')^(1/2)) (Dowson and Landau, 1982; Heusel et al., 2017), computed by
-    torchmetrics' FrechetInceptionDistance, which gets the features in place of Inception's. Warns of fewer
-    samples than dimensions: the covariances are singular then, and the value says little.
-
-    Raises:
-        EvaluationError: for fewer than two samples a side, or features of unlike width or not finite.
-    """
-    real, fake = real_features.double().cpu(), fake_features.double().cpu()
-    if real.ndim != 2 or real.shape[1:] != fake.shape[1:]:
-        raise EvaluationError(f"features must be (N, D), (M, D): {tuple(real.shape)}, {tuple(fake.shape)}")
-    if min(len(real), len(fake)) < 2:
-        raise EvaluationError(f"a Fréchet distance needs two samples a side, not {len(real)} and {len(fake)}")
-    if not (real.isfinite().all() and fake.isfinite().all()):
-        raise EvaluationError("features that are not finite have no Fréchet distance")
-    if min(len(real), len(fake)) < real.shape[1]:
-        counts = f"{len(real)} and {len(fake)} samples, fewer than the {real.shape[1]} features"
-        warnings.warn(f"Fréchet distance from {counts}: it says little", stacklevel=2)
-    network = nn.Identity()  # torchmetrics wants a network: the features are there already
-    network.num_features = real.shape[1]
-    metric = FrechetInceptionDistance(feature=network)
-    centre = real.mean(0)  # changes no distance, and keeps small what torchmetrics subtracts
-    metric.update(real - centre, real=True)
-    metric.update(fake - centre, real=False)
-    return Frechet(max(0.0, metric.compute().item()), len(real), len(fake))  # rounding can go below zero
-
-
-def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features (N, D) -> two random disjoint sets of N // 2."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    half = len(features) // 2
-    return features[order[:half]], features[order[half : 2 * half]]
-
-
-def frechet_floor(real_features: Tensor, seed: int = 0) -> Frechet:
-    """What perfect pictures would get: the distance of two disjoint random halves of real features (N, D).
-
-    Compare with distances of N // 2 pictures a side. Raises EvaluationError for fewer than four.
-    """
-    return frechet_distance(*halves(real_features, seed))
 
 
 def clip_similarity(
