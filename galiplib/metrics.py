@@ -99,7 +99,8 @@ def statistics_of(features: Tensor) -> Statistics:
     centre = features.double().mean(0).cpu()  # keeps small what is subtracted
     metric.update(features.double().cpu() - centre)
     found = metric.compute()
-    return Statistics(found.mu + centre, found.sigma, found.count)
+    dim = metric.dim  # torchmetrics takes the axes off what holds one number
+    return Statistics(found.mu.reshape(dim) + centre, found.sigma.reshape(dim, dim), found.count)
 
 
 def frechet_of(real: Statistics, fake: Statistics) -> Frechet:
@@ -130,6 +131,9 @@ def frechet_distance(real_features: Tensor, fake_features: Tensor) -> Frechet:
     if real_features.ndim != 2 or real_features.shape[1:] != fake_features.shape[1:]:
         shapes = f"{tuple(real_features.shape)}, {tuple(fake_features.shape)}"
         raise EvaluationError(f"features must be (N, D), (M, D): {shapes}")
+    if min(len(real_features), len(fake_features)) < 2:
+        counts = f"{len(real_features)} and {len(fake_features)}"
+        raise EvaluationError(f"a Fréchet distance needs two samples a side, not {counts}")
     return frechet_of(statistics_of(real_features), statistics_of(fake_features))
 
 
