@@ -85,6 +85,11 @@ class Checkpoints:
             return None
         return state if state["step"] == step else None
 
+    def sweep(self) -> None:
+        """Delete what a process that was killed while it wrote has left half-written; only under the run's lock."""
+        for path in self.folder.glob(".*.pt.*"):
+            path.unlink(missing_ok=True)
+
     def forget_after(self, step: int) -> None:
         """Delete the numbered checkpoints of later steps, which a rollback has undone."""
         for path in self.numbered():

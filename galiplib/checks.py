@@ -385,3 +385,31 @@ def check_box_crop(fn: Callable[[tuple, tuple], Any]) -> str:
         expected, got = (", ".join(f"{number:g}" for number in corners) for corners in (right, found))
         raise CheckFailed(said + (hint or f"expected ({expected}), got ({got})"))
     return f"passed: {len(_BOXES)} boxes, two of them at the border"
+
+
+def check_overflow_norm(fn: Callable[[float, float, float], float]) -> str:
+    """`fn(largest, weight, power) -> float`: the norm at which weight * norm ** power reaches `largest`."""
+    for largest, weight, power in ((65504.0, 2.0, 6.0), (65504.0, 2.0 * 16384, 6.0), (240.0, 0.3, 2.0)):
+        value = _call(fn, largest, weight, power)
+        if value is None:
+            return NOT_TRIED
+        found = _real_number(value)
+        right = (largest / weight) ** (1 / power)
+        mistakes = {
+            "the weight is missing: it makes the room smaller": largest ** (1 / power),
+            "the weight stands outside the power: divide by it first, then take the root": (
+                largest ** (1 / power) / weight
+            ),
+            "multiplied by the weight: divide by it": (largest * weight) ** (1 / power),
+            "the power is missing: take the root of largest / weight": largest / weight,
+            "that is the power; its inverse, the root, is asked for: ** (1 / power)": (largest / weight) ** power,
+            "divided by the power: the root is ** (1 / power)": largest / weight / power,
+            "the sign of the power is turned round": (largest / weight) ** (-1 / power),
+            "that is the penalty at this norm; the norm itself is asked for": largest,
+            "that is the logarithm of the norm: take exp": math.log(right),
+        }
+        said = f"largest {largest:g}, weight {weight:g}, power {power:g}: "
+        if not math.isclose(found, right, rel_tol=1e-3):
+            near = (hint for hint, wrong in mistakes.items() if math.isclose(found, wrong, rel_tol=1e-3))
+            raise CheckFailed(said + next(near, f"expected {right:.4f}, got {found:.4f}"))
+    return f"passed: fp16 ends at {(65504 / 2) ** (1 / 6):.2f}, behind a loss scale of 16,384 at {2 ** (1 / 6):.2f}"

@@ -26,6 +26,7 @@ from .clip_bridge import ClipBridge
 from .config import EvalConfig
 from .judge import JUDGED, Judge
 from .metrics import EvaluationError, frechet_distance, frechet_floor, halves
+from .pictures import to_range
 from .training_data import Source, to_images
 
 BATCH = 100  # pictures at once where nobody says otherwise; changes no result
@@ -39,34 +40,6 @@ class Accuracy(NamedTuple):
 
 
 # ---------------------------------------------------------------- pictures
-
-
-def to_range(images: Tensor, wanted: str = "signed", first: int = 0) -> Tensor:
-    """Images (B, 3, H, W), float and about [-1, 1], in the range that a metric wants.
-
-    Args:
-        wanted: "signed": float in [-1, 1] (judge, CLIP bridge); "unit": float in [0, 1] (torchmetrics with
-            `normalize=True`); "byte": uint8 in 0..255, rounded (torchmetrics otherwise).
-        first: the number of the first picture, for the message.
-
-    What lies outside [-1, 1] is cut off, as when a picture is shown or saved: the generator has no tanh.
-
-    Raises:
-        EvaluationError: for a picture with a value that is not finite, by its number.
-        ValueError: for an unknown range.
-    """
-    bad = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise EvaluationError(f"picture {first + bad[0]} is not finite ({len(bad)} of {len(images)} aren't)")
-    signed = images.float().clamp(-1, 1)
-    match wanted:
-        case "signed":
-            return signed
-        case "unit":
-            return signed * 0.5 + 0.5
-        case "byte":
-            return (signed * 127.5 + 127.5).round().to(torch.uint8)
-    raise ValueError(f"unknown range {wanted!r}: one of signed, unit, byte")
 
 
 @contextmanager

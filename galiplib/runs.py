@@ -154,6 +154,7 @@ class Run:
         data, settings = self.data, self.config.train  # the data before anything is locked: this may take minutes
         with ExitStack() as stack:
             stack.callback(self._lock().release)
+            self.checkpoints.sweep()
             if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
                 self._restore(self.checkpoints.load())
             log = stack.enter_context(RunLog(self.folder, self.step))

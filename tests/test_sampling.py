@@ -301,6 +301,8 @@ def with_torch(mu1, cov1, mu2, cov2):
         (checks.check_box_crop, [crop]),
         (checks.check_box_crop, [lambda box, size: np.array(crop(box, size)).astype(int)]),
         (checks.check_box_crop, [lambda box, size: data_pictures.square_around(box, size, "a.jpg")]),
+        (checks.check_overflow_norm, [lambda largest, weight, power: (largest / weight) ** (1 / power)]),
+        (checks.check_overflow_norm, [lambda largest, weight, power: torch.tensor(largest / weight) ** (1 / power)]),
     ],
 )
 def test_right_solutions_pass(check, solutions):
@@ -461,6 +463,27 @@ FAR = (-999, -999)
 def test_box_crop_mistakes(solution, message):
     with pytest.raises(checks.CheckFailed, match=message):
         checks.check_box_crop(solution)
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        (lambda largest, weight, power: largest ** (1 / power), "weight 2, power 6: the weight is missing"),
+        (lambda largest, weight, power: largest ** (1 / power) / weight, "divide by it first"),
+        (lambda largest, weight, power: (largest * weight) ** (1 / power), "multiplied by the weight"),
+        (lambda largest, weight, power: largest / weight, "the power is missing"),
+        (lambda largest, weight, power: (largest / weight) ** power, "its inverse, the root"),
+        (lambda largest, weight, power: largest / weight / power, "divided by the power"),
+        (lambda largest, weight, power: (weight / largest) ** (1 / power), "sign of the power"),
+        (lambda largest, weight, power: np.log(largest / weight) / power, "take exp"),
+        (lambda largest, weight, power: 5.67, "weight 32768, power 6: expected 1.1224, got 5.6700"),
+        (lambda largest, weight, power: "5.67", "got str"),
+        (lambda largest, weight, power: 1 / 0, "raised ZeroDivisionError"),
+    ],
+)
+def test_overflow_norm_mistakes(solution, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.check_overflow_norm(solution)
 
 
 def test_unwritten_functions_of_every_kind():

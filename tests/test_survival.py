@@ -224,7 +224,10 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(opened, tmp_path, damage
     assert resumed.step == 2
     with pytest.warns(UserWarning, match="going on from"):
         load_generator(tmp_path / "run")
+    half = newest.with_name(f".{newest.name}.a1b2")
+    half.write_bytes(b"of a process that was killed while it wrote")
     list(resumed.train())
+    assert not half.exists()
     equal(state_of(whole), state_of(resumed))
     for path in resumed.checkpoints.numbered():
         path.write_bytes(damage(path.read_bytes()))
