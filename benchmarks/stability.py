@@ -24,6 +24,11 @@ from galiplib.runs import Run
 
 TIMES = 5  # the profile's own length
 COLOURS = {"paper": "tab:red", "stable": "tab:blue"}
+PANELS = {
+    "frechet": "Fréchet distance",
+    "accuracy": "caption accuracy",
+    "diversity": "diversity of a batch (mean of 50)",
+}
 
 
 def train(recipe: str, batch: int, out: Path) -> None:
@@ -37,8 +42,8 @@ def train(recipe: str, batch: int, out: Path) -> None:
 
 
 def curves(folder: Path) -> pd.DataFrame:
-    """Step, Fréchet distance, mean caption accuracy over body, wing and belly, diversity of a batch around it."""
-    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl")}
+    """Step, Fréchet distance, mean caption accuracy over body, wing and belly, diversity of the 50 batches before."""
+    diversity = pd.DataFrame(read_lines(folder / "metrics.jsonl")).set_index("step").diversity.rolling(50).mean()
     rows = []
     for line in read_lines(folder / "evaluations.jsonl"):
         accuracy = line["caption_accuracy"]
@@ -47,7 +52,7 @@ def curves(folder: Path) -> pd.DataFrame:
                 "step": line["step"],
                 "frechet": line["frechet_distance"],
                 "accuracy": sum(accuracy[name] for name in ("body", "wing", "belly")) / 3,
-                "diversity": steps[line["step"]]["diversity"],
+                "diversity": diversity[line["step"]],
             }
         )
     return pd.DataFrame(rows)
@@ -77,9 +82,7 @@ def report(out: Path) -> None:
     size = (5 * len(batches), 8)
     figure, axes = plt.subplots(3, len(batches), figsize=size, sharex=True, sharey="row", squeeze=False)
     for column, batch in enumerate(batches):
-        for row, (name, label) in enumerate(
-            (("frechet", "Fréchet distance"), ("accuracy", "caption accuracy"), ("diversity", "diversity of a batch"))
-        ):
+        for row, (name, label) in enumerate(PANELS.items()):
             axis = axes[row, column]
             for recipe in COLOURS:
                 if (recipe, batch) in found:
@@ -88,6 +91,9 @@ def report(out: Path) -> None:
             axis.grid(alpha=0.3)
             if name == "frechet":
                 axis.set_yscale("log")
+                axis.set_yticks([20, 30, 50, 100, 150], minor=False)
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
                 axis.set_title(f"batch {batch}")
                 axis.legend()
             if column == 0:
