@@ -48,7 +48,7 @@ class StepReport:
     accuracy_real: float  # share of the pairs that the discriminator puts on the right side of 0
     accuracy_mismatch: float
     accuracy_fake: float
-    # 1 - |mean of the fakes' normalised CLIP embeddings|^2, as augmented: 0 when all are alike, smaller in small batches
+    # 1 - |mean of the fakes' normalised CLIP embeddings|^2, as augmented: 0 if all are alike, smaller in small batches
     diversity: float
     grad_norm_d: float
     grad_norm_g: float
