@@ -171,7 +171,7 @@ def main() -> None:
         args.out = Path("outputs") / Path(args.profile).stem / "train"
     try:
         args.run(args)
-    except (ConfigError, WeightsError, TrainingFailed, ValueError, OSError) as error:
+    except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError) as error:
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -231,10 +231,14 @@ class Run:
             yield report
 
     def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
-        """Back to the best checkpoint, else the newest, with another order of the data from there on."""
+        """Back to a good checkpoint, with another order of the data from there on.
+
+        After steps that were skipped the networks are still good: the newest. After bad pictures: the best.
+        """
         guard = self.guard
+        bad_pictures = not guard.in_a_row
         guard.roll_back(step, reason, self.config.train)
-        state = self.checkpoints.load_best(guard.best_step) or self.checkpoints.load()
+        state = (bad_pictures and self.checkpoints.load_best(guard.best_step)) or self.checkpoints.load()
         if state is None:
             raise TrainingFailed(f"step {step}: {reason}; there is no checkpoint yet to go back to")
         self._restore(state)

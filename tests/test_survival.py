@@ -338,6 +338,23 @@ def test_too_many_in_a_row_go_back_with_another_order_then_give_up(opened):
     assert {line["rollbacks"] for line in resumed.history() if line["step"] > resumed.step - 2} == {2}
 
 
+def test_skipped_steps_go_back_to_the_newest_not_to_the_best(opened, monkeypatch):
+    """A long run whose best evaluation is long past must not lose all since then for a few bad batches."""
+    distances = iter([5.0, 9.0, 9.0])
+    monkeypatch.setattr("galiplib.runs.measure_generator", lambda *args: {"frechet_distance": next(distances)})
+    run = opened(train__evaluate_every=2, train__max_skipped=0, train__max_rollbacks=1)
+    good = run.data.batch
+
+    def bad(step, size, seed):
+        images, sentence = good(step, size, seed)
+        return images, sentence * (float("nan") if step == 5 and run.guard.rollbacks == 0 else 1)
+
+    run.data.batch = bad
+    with pytest.warns(UserWarning, match="Back to step 4, rollback 1 of 1"):
+        list(run.train())
+    assert run.finished and run.guard.best_step == 2
+
+
 def test_a_few_bad_steps_are_skipped_and_the_run_ends(opened):
     run = opened(train__max_skipped=2)
     poison(run, {2, 3, 5})
