@@ -12,6 +12,7 @@ import torch
 from .files import WeightsError, load_torch, write_atomically
 
 FOLDER = "checkpoints"
+KIND = "galiplib generator"  # of a finished run's exported file
 
 
 class CheckpointError(OSError):

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from . import reference
 from .checkpoints import FOLDER as CHECKPOINTS
-from .checkpoints import Checkpoints
+from .checkpoints import KIND, Checkpoints
 from .clip_bridge import CLIP
 from .config import Config, build_config
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .files import WEIGHTS, WeightsError, fit, is_safetensors, load_torch, load_weights
 from .generator import Generator
 from .parts import make_bridge, with_own_clip
-from .runs import KIND
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
