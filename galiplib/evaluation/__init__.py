@@ -4,7 +4,7 @@
 pictures (`metrics`, `frechet`, `pixels`, `given`), so that all of it runs offline on any features.
 """
 
-from .compare import Comparison, compare
+from .comparison import Comparison, compare
 from .drawing import BATCH, Plan, evaluating, generate, noise_of, plan
 from .features import Extractor, extractor
 from .frechet import Frechet, Moments, Statistics, frechet_distance, frechet_floor, frechet_of, halves, statistics_of

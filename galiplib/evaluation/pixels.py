@@ -21,7 +21,7 @@ from torchmetrics.functional.image import (
 
 from .ranges import EvaluationError, to_range
 
-MS_SSIM_SIDE = 161  # the least side for five scales and a window of 11 pixels
+MS_SSIM_SIDE = 176  # the least side for five scales and a window of 11 pixels, as torchmetrics counts
 LPIPS_NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
@@ -51,20 +51,20 @@ def ssim_measure() -> PixelMeasure:
     """Structural similarity (Wang et al., 2004): 1 for equal pictures."""
 
     def measure(fake: Tensor, real: Tensor) -> Tensor:
-        fake, real = to_range(fake, "unit"), to_range(real, "unit")
+        fake, real = to_range(fake, "unit").double(), to_range(real, "unit").double()  # single rounds 1 to .9999
         return structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
 
     return PixelMeasure("ssim", True, measure)
 
 
 def ms_ssim_measure() -> PixelMeasure:
-    """The same over five scales (Wang et al., 2003); needs pictures of 161 pixels a side."""
+    """The same over five scales (Wang et al., 2003); needs pictures of 176 pixels a side."""
 
     def measure(fake: Tensor, real: Tensor) -> Tensor:
         side = min(fake.shape[-2:])
         if side < MS_SSIM_SIDE:
             raise EvaluationError(f"MS-SSIM needs pictures of {MS_SSIM_SIDE} pixels a side, not {side}: use ssim")
-        fake, real = to_range(fake, "unit"), to_range(real, "unit")
+        fake, real = to_range(fake, "unit").double(), to_range(real, "unit").double()
         return multiscale_structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
 
     return PixelMeasure("ms_ssim", True, measure)
