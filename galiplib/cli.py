@@ -15,7 +15,7 @@ import torch
 from . import clip_training, datasets
 from .clip_files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
-from .evaluation import compare, measure_generator
+from .evaluation import compare, measure_folder, measure_generator
 from .files import WeightsError, write_json
 from .guards import TrainingFailed
 from .interrupts import Stopped
@@ -80,10 +80,13 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a generator on captions it has not seen, print and write the numbers."""
+    """Measure a generator on captions it has not seen, or pictures in a folder; print and write the numbers."""
     config = configure(args)
-    generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
-    results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config).record()}
+    if args.pictures:
+        results = {"pictures": str(args.pictures), **measure_folder(args.pictures, config, args.clip)}
+    else:
+        generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
+        results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config).record()}
     print(json.dumps(results, indent=2))
     if args.out:
         write_json(Path(args.out) / "results.json", results)
@@ -146,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("evaluate", evaluate)
     one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
     one.add_argument("--clip", help=CLIP_HELP)
+    one.add_argument("--pictures", type=Path, help="a folder of pictures instead, with manifest.jsonl for captions")
     one.add_argument("--out", type=Path, help="folder for results.json")
     one = command("compare", compare_checkpoints)
     one.add_argument("weights", nargs="+", help=WEIGHTS_HELP)

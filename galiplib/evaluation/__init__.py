@@ -7,9 +7,10 @@ pictures (`metrics`, `frechet`, `pixels`, `given`), so that all of it runs offli
 from .comparison import Comparison, compare
 from .drawing import BATCH, Plan, evaluating, generate, noise_of, plan
 from .features import Extractor, extractor
+from .folders import evaluate_folder, list_pictures, read_pictures
 from .frechet import Frechet, Moments, Statistics, frechet_distance, frechet_floor, frechet_of, halves, statistics_of
 from .given import Accuracy, as_asked, caption_accuracy, clip_similarity, judge_features
-from .measure import Evaluation, distance_of, evaluate, measure_generator
+from .measure import Evaluation, distance_of, evaluate, measure_folder, measure_generator
 from .metrics import (
     Measured,
     clip_score,
@@ -28,8 +29,9 @@ from .statistics_files import load_statistics, real_statistics, save_statistics
 __all__ = [
     "Accuracy", "BATCH", "Comparison", "Evaluation", "EvaluationError", "Extractor", "Frechet", "Measured", "Moments",
     "PixelMeasure", "Plan", "Statistics", "as_asked", "caption_accuracy", "clip_score", "clip_similarity", "compare",
-    "cosines", "distance_of", "diversity", "evaluate", "evaluating", "extractor", "frechet_distance", "frechet_floor",
-    "frechet_of", "generate", "halves", "jackknife", "judge_features", "kernel_distance", "load_statistics",
-    "mean_of", "measure_generator", "noise_of", "pixel_measure", "plan", "precision_recall", "r_precision",
-    "real_statistics", "save_statistics", "statistics_of", "to_range",
+    "cosines", "distance_of", "diversity", "evaluate", "evaluate_folder", "evaluating", "extractor",
+    "frechet_distance", "frechet_floor", "frechet_of", "generate", "halves", "jackknife", "judge_features",
+    "kernel_distance", "list_pictures", "load_statistics", "mean_of", "measure_folder", "measure_generator",
+    "noise_of", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",
+    "save_statistics", "statistics_of", "to_range",
 ]  # fmt: skip

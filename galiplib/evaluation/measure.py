@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from .. import minibirds
 from ..clip_bridge import ClipBridge
+from ..clip_files import load_clip
 from ..config import Config, EvalConfig
 from ..judge import JUDGED, Judge, load_judge
-from ..parts import held_out_splits, make_data
+from ..parts import held_out_splits, make_bridge, make_data
 from ..training_data import Source
 from .drawing import Plan, draw, embed_captions, evaluating, plan
 from .features import Extractor, extractor
+from .folders import evaluate_folder
 from .frechet import Statistics, frechet_of
 from .given import as_asked
 from .looking import GROUPS, KEPT, Eyes, FakeSide, RealSide, batches
@@ -304,6 +307,21 @@ def measure_generator(
     splits = splits or {split: make_data(config, split) for split in held_out_splits(config)}
     judge = load_judge() if config.data.name == "minibirds" else None
     return evaluate(generator, bridge, splits, config.eval, judge, pictures_note(config), progress)
+
+
+def measure_folder(
+    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Measure pictures in a folder by a configuration's data set, CLIP and `eval.features` (see `evaluate_folder`).
+
+    Args:
+        clip: another CLIP, by name or file.
+    """
+    bridge = make_bridge(config, clip_model=load_clip(clip) if clip else None)
+    judge = load_judge() if config.data.name == "minibirds" else None
+    look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)
+    real = make_data(config, held_out_splits(config)[0])
+    return evaluate_folder(folder, real, look, bridge, judge, config.eval.batch_size, progress)
 
 
 def pictures_note(config: Config) -> dict[str, Any]:
