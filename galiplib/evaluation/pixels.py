@@ -108,8 +108,8 @@ def topiq_measure(device: str | torch.device = "cpu") -> PixelMeasure:
         network = pyiqa.create_metric("topiq_nr", device=torch.device(device))
     except OSError as error:
         raise EvaluationError(
-            f"TOPIQ's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, fetch what pyiqa "
-            f"names for topiq_nr elsewhere, and put it into {torch.hub.get_dir()}"
+            f"TOPIQ's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, run it once "
+            f"elsewhere and copy what it fetched: {torch.hub.get_dir()} and ~/.cache/huggingface"
         ) from None
     return PixelMeasure("topiq", False, lambda fake, _: network(to_range(fake, "unit")))
 
