@@ -288,8 +288,9 @@ class Run:
             )
 
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
-        """Write the EMA generator as fp16 safetensors with configuration and provenance."""
-        tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
+        """Write the EMA generator as safetensors, weights in fp16, with configuration and provenance."""
+        ema = self.networks.ema
+        tensors = ema.state_dict() | {name: weight.half() for name, weight in ema.named_parameters()}
         save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
 
     def history(self) -> list[dict[str, Any]]:
