@@ -144,9 +144,9 @@ def test_one_training_step_is_the_published_one(bridge, system, published, input
         layer.weight.data *= 0.09
 
     # The generator learns behind the discriminator's first update, where Adam blows rounding up to whole steps (see
-    # `ConditionalHead`). In fp64 our loss lies 5.8e-5 (GALIP) and 1.37e-4 (RATLIP) from the reference, which was rounded:
-    # with its head in the published form, RATLIP's loss moves by 1.9e-4 and gradients by 2e-3 from one CPU kernel of
-    # the same convolution to another.
+    # `ConditionalHead`). In fp64 our loss lies 5.8e-5 (GALIP) and 1.37e-4 (RATLIP) from the reference, which was
+    # rounded: with its head in the published form, RATLIP's loss moves by 1.9e-4 and gradients by 2e-3 from one CPU
+    # kernel of the same convolution to another.
     rounding = {"galip": 1, "ratlip": 2}[system]
     networks.train()
     report = train_step(networks, bridge, Optimizers(networks, config), config, 1, images, sentence, noise)
