@@ -329,8 +329,9 @@ class Run:
             warnings.warn(f"going on with {changes}: equal to the uninterrupted run up to rounding only", stacklevel=3)
 
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
-        """Write the EMA generator as fp16 safetensors with configuration and provenance."""
-        tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
+        """Write the EMA generator as safetensors, weights in fp16, with configuration and provenance."""
+        ema = self.networks.ema
+        tensors = ema.state_dict() | {name: weight.half() for name, weight in ema.named_parameters()}
         save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
 
     def history(self) -> list[dict[str, Any]]:

@@ -78,11 +78,16 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, step: int, config: TrainConfig) -> None:
-        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far."""
+        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far.
+
+        Batch norm's running statistics are averaged along with the weights that they belong to.
+        """
         half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
         keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
         ours = list(self.generator.parameters())
         torch._foreach_lerp_(list(self.ema.parameters()), ours, 1 - keep)
+        for average, live in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.lerp_(live, 1 - keep) if live.is_floating_point() else average.copy_(live)
 
 
 class Optimizers:
@@ -136,6 +141,7 @@ def train_step(
 
     With `config.accumulate` above 1 the batch goes through in as many parts, one after the other, and the gradients
     add up to those of the whole: the step of a large batch in the memory of a small one, for a second forward pass.
+    With `model.attention` it is not quite that: batch norm knows the parts only, and sees each twice.
     A loss or gradient that is not finite leaves the network that it was meant for as it is (recipe stable).
 
     Args:
@@ -156,6 +162,7 @@ def train_step(
         values[name] = values[name] + value.detach() / parts
         return value / parts
 
+    statistics = [buffer.clone() for buffer in networks.generator.buffers()]
     optimizers.d.zero_grad(set_to_none=True)
     _require_grad(optimizers.d_parameters, True)
     fakes = []
@@ -182,6 +189,8 @@ def train_step(
         networks.update_ema(step, config)
     else:
         skipped = True
+        for buffer, before in zip(networks.generator.buffers(), statistics, strict=True):
+            buffer.copy_(before)
 
     embeddings = F.normalize(torch.cat([embedding.detach() for _, embedding in fakes]).float(), dim=1)
     values |= {"grad_norm_d": norm_d, "grad_norm_g": norm_g}
