@@ -12,6 +12,7 @@ import torch
 from .files import WeightsError, load_torch, write_atomically
 
 FOLDER = "checkpoints"
+EXPORT_KIND = "galiplib generator"  # of the safetensors that a run exports
 
 
 class CheckpointError(OSError):

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .checkpoints import CheckpointError, Checkpoints
+from .checkpoints import EXPORT_KIND, CheckpointError, Checkpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
 from .evaluation import EvaluationError
@@ -46,11 +46,11 @@ from .parts import (
     with_own_clip,
 )
 from .run_log import RunLog, read_lines
-from .sampling import contact_sheet, sample, save_png
+from .sampling import sample
+from .sheets import contact_sheet, save_png
 from .training import Networks, Optimizers, StepReport, train
 from .training_data import Source, TrainingData
 
-KIND = "galiplib generator"
 # may change between stop and resume
 FREE_KEYS = (
     "eval.", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.evaluate_every",
@@ -290,7 +290,8 @@ class Run:
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write the EMA generator as fp16 safetensors with configuration and provenance."""
         tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
-        save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
+        record = {"config": self.config.model_dump(), "steps": self.step, **(record or {})}
+        save_weights(path, EXPORT_KIND, tensors, record)
 
     def history(self) -> list[dict[str, Any]]:
         """The reports of all steps so far, from metrics.jsonl."""
