@@ -158,21 +158,19 @@ def rank(
     check_count(make, "make")
     if not isinstance(keep, int) or not 1 <= keep <= make:
         raise ValueError(f"keep must lie between 1 and the {make} pictures made, not {keep}")
-    made = sample(generator, bridge, caption, make, seed, progress=progress, **settings)
-    scores = similarities(bridge, made)
-    best = sorted(range(make), key=lambda index: -scores[index])[:keep]
-    return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
+    return nearest(bridge, sample(generator, bridge, caption, make, seed, progress=progress, **settings), keep)
 
 
 @torch.inference_mode()
-def similarities(bridge: ClipBridge, made: Samples) -> list[float]:
-    """The cosine of each picture's CLIP embedding with that of its sentence."""
+def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
+    """The pictures whose CLIP embeddings have the largest cosines with their sentences', best first."""
     sentence_of = _Sentences(bridge, made.recipes)
     scores = []
     for image, recipe in zip(made.images, made.recipes, strict=True):
         embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1].float()  # (1, E)
         scores.append(F.cosine_similarity(embedding, sentence_of(recipe)[None].float()).item())
-    return scores
+    best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
+    return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
 
 
 # ---------------------------------------------------------------- the network
