@@ -12,7 +12,7 @@ import torch
 from .files import WeightsError, load_torch, write_atomically
 
 FOLDER = "checkpoints"
-EXPORT_KIND = "galiplib generator"  # of the safetensors that a run exports
+KIND = "galiplib generator"  # of a finished run's exported file
 
 
 class CheckpointError(OSError):

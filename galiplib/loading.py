@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .checkpoints import EXPORT_KIND, Checkpoints
 from .checkpoints import FOLDER as CHECKPOINTS
+from .checkpoints import KIND, Checkpoints
 from .clip_bridge import CLIP
 from .config import Config, build_config
 from .discriminator import ConditionalHead, FeatureDiscriminator
@@ -42,7 +42,7 @@ def load_generator(
     path = SHIPPED if path == "mini" else Path(path)
     if path.is_file() and is_safetensors(path):
         _averaged_only(path, ema)
-        tensors, record = load_weights(path, EXPORT_KIND)
+        tensors, record = load_weights(path, KIND)
         config = build_config(record["config"])
     else:
         path, content = _read(path)
@@ -84,7 +84,7 @@ def load_discriminator(
 
 def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
     """How an exported generator was made: configuration, steps, and what `Run.export` was told."""
-    return load_weights(path, EXPORT_KIND)[1]
+    return load_weights(path, KIND)[1]
 
 
 def export_reference(

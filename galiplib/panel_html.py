@@ -17,10 +17,10 @@ STYLE = """<style>
 .sampler-table img { display: block; border-radius: 4px; }
 .sampler img.small { image-rendering: pixelated; }
 .sampler a:focus-visible { outline: 3px solid var(--jp-brand-color1, #1976d2); outline-offset: 2px; }
-.sampler a.jupyter-button { text-decoration: none; color: var(--jp-ui-font-color1, #222); display: block; }
+.sampler a.jupyter-button { color: inherit; display: block; margin: 0; text-decoration: none; width: 100%; }
 .sampler-line { line-height: 1.4; overflow-wrap: anywhere; color: var(--jp-ui-font-color1, #222); }
 .sampler-error { color: var(--jp-error-color1, #c62828); font-weight: 600; }
-.sampler-history { border-top: 1px solid var(--jp-border-color2, #ccc); }
+.sampler-history { border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 </style>"""
 BUTTON = "jupyter-widgets jupyter-button widget-button"  # a link that looks like the other buttons
 

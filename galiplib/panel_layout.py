@@ -25,14 +25,14 @@ class Controls:
 
     def __init__(self, examples: Sequence[str], training: bool) -> None:
         first = examples[0] if examples else ""
-        self.checkpoint = ipywidgets.Dropdown(description="Checkpoint", style=LABEL, layout={"width": "520px"})
+        self.checkpoint = ipywidgets.Dropdown(description="Checkpoint", style=LABEL, layout={"width": "330px"})
         self.averaged = ipywidgets.Checkbox(
             value=True, description="averaged weights (EMA)", indent=False, layout={"width": "auto"},
             tooltip="off: the weights in training, of a run folder",
         )  # fmt: skip
-        self.again = _button("Look again", "refresh", "search the folder for checkpoints made meanwhile")
-        self.train = _button("Train one, a minute", "graduation-cap", "a short training of your own")
-        self.train.layout.width = "170px"
+        self.again = _button("Look again", "search the folder for checkpoints made meanwhile")
+        self.train = _button("Train one, a minute", "a short training of your own")
+        self.train.layout.width = "145px"
         self.examples = ipywidgets.Dropdown(
             options=[("choose one …", ""), *((text, text) for text in examples)], description="Examples", style=LABEL,
             layout=FULL, disabled=not examples,
@@ -41,13 +41,13 @@ class Controls:
             value=first, description="Caption", style=LABEL, layout=FULL, placeholder="what the picture should show",
         )  # fmt: skip
         self.seed = ipywidgets.IntText(value=0, description="Seed", style=LABEL, layout={"width": "210px"})
-        self.roll = _button("Roll the dice", "random", "another seed, drawn at once")
+        self.roll = _button("Roll the dice", "another seed, drawn at once")
         self.truncation = ipywidgets.FloatSlider(
             value=1, min=0, max=1.5, step=0.05, description="Truncation", style=LABEL, layout={"width": "400px"},
             tooltip="factor of the noise: below 1 likelier pictures, less varied", continuous_update=False,
         )  # fmt: skip
-        self.draw = ipywidgets.Button(description="Draw", icon="paint-brush", button_style="primary")
-        self.cancel = _button("Cancel", "stop", "stop the work that is running", disabled=True)
+        self.draw = ipywidgets.Button(description="Draw", button_style="primary")
+        self.cancel = _button("Cancel", "stop the work that is running", disabled=True)
         self.progress = ipywidgets.IntProgress(layout={"width": "220px", "visibility": "hidden"})
         self.amount = ipywidgets.Label(layout={"visibility": "hidden"})
         self.status, self.log = ipywidgets.HTML(), ipywidgets.Output()
@@ -75,7 +75,7 @@ class Controls:
         self.kind = ipywidgets.Dropdown(
             options=[("GIF", "gif"), ("MP4", "mp4")], description="File", style=LABEL, layout={"width": "200px"}
         )
-        self.animate = _button("Animate", "film", "walk from the caption to the second one and back")
+        self.animate = _button("Animate", "walk from the caption to the second one and back")
         self.mixture = ipywidgets.HTML()
 
         self.captions = ipywidgets.Textarea(
@@ -102,14 +102,14 @@ class Controls:
         self.panel = ipywidgets.VBox(
             [
                 ipywidgets.HTML(panel_html.STYLE, layout={"display": "none"}),
-                source,
-                self.examples,
                 self.caption,
+                self.examples,
                 _row(self.seed, self.roll, self.truncation),
                 _row(self.draw, self.cancel, self.progress, self.amount),
                 self.status,
                 self.tabs,
                 self.history,
+                source,
                 self.log,
             ],
             layout={"max_width": "980px"},
@@ -143,9 +143,9 @@ class HistoryEntry:
         self.box = ipywidgets.VBox([picture, *controls.values()], layout={"min_width": "102px"})
 
 
-def _button(text: str, icon: str, tooltip: str, disabled: bool = False) -> ipywidgets.Button:
+def _button(text: str, tooltip: str, disabled: bool = False) -> ipywidgets.Button:
     return ipywidgets.Button(
-        description=text, icon=icon, tooltip=tooltip, disabled=disabled, layout={"width": "130px"}
+        description=text, tooltip=tooltip, disabled=disabled, layout={"width": "110px"}
     )
 
 

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .checkpoints import EXPORT_KIND, CheckpointError, Checkpoints
+from .checkpoints import KIND, CheckpointError, Checkpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
 from .evaluation import EvaluationError
@@ -291,7 +291,7 @@ class Run:
         """Write the EMA generator as fp16 safetensors with configuration and provenance."""
         tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
         record = {"config": self.config.model_dump(), "steps": self.step, **(record or {})}
-        save_weights(path, EXPORT_KIND, tensors, record)
+        save_weights(path, KIND, tensors, record)
 
     def history(self) -> list[dict[str, Any]]:
         """The reports of all steps so far, from metrics.jsonl."""
