@@ -14,11 +14,12 @@ import torch
 from . import cli_sampling, clip_training, datasets
 from .clip_files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
+from .evaluation import compare, measure_folder, measure_generator
 from .files import WeightsError, write_json
 from .guards import TrainingFailed
 from .interrupts import Stopped
 from .loading import export_reference, load_generator
-from .parts import held_out_splits, make_data, measure_generator, pick_device
+from .parts import held_out_splits, make_data, pick_device
 from .runs import Run
 
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's authors"
@@ -72,18 +73,28 @@ def train(args: argparse.Namespace) -> None:
         print(f"galip: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     if args.export:
-        metrics = measure_generator(run.networks.ema, run.bridge, config)
+        metrics = measure_generator(run.networks.ema, run.bridge, config).record()
         run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a generator on captions it has not seen, print and write the numbers."""
+    """Measure a generator on captions it has not seen, or pictures in a folder; print and write the numbers."""
     config = configure(args)
-    generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
-    results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config)}
+    if args.pictures:
+        results = {"pictures": str(args.pictures), **measure_folder(args.pictures, config, args.clip)}
+    else:
+        generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
+        results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config).record()}
     print(json.dumps(results, indent=2))
     if args.out:
         write_json(Path(args.out) / "results.json", results)
+
+
+def compare_checkpoints(args: argparse.Namespace) -> None:
+    """Measure several generators by one protocol: a table as .csv, .md and .png, with published figures beside it."""
+    config = configure(args)
+    clip_model = load_clip(args.clip) if args.clip else None
+    print(compare(args.weights, config, folder=args.out, clip_model=clip_model).markdown())
 
 
 def data(args: argparse.Namespace) -> None:
@@ -126,7 +137,12 @@ def parser() -> argparse.ArgumentParser:
     one = command("evaluate", evaluate)
     one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
     one.add_argument("--clip", help=CLIP_HELP)
+    one.add_argument("--pictures", type=Path, help="a folder of pictures instead, with manifest.jsonl for captions")
     one.add_argument("--out", type=Path, help="folder for results.json")
+    one = command("compare", compare_checkpoints)
+    one.add_argument("weights", nargs="+", help=WEIGHTS_HELP)
+    one.add_argument("--clip", help=CLIP_HELP)
+    one.add_argument("--out", type=Path, required=True, help="folder for comparison.csv, .md and .png")
     command("describe", describe)
     one = command("data", data, profile=False)
     one.add_argument("name", choices=datasets.NAMES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -119,9 +119,23 @@ PAPER = {
 class EvalConfig(Section):
     """What is measured, on how much."""
 
-    images: int = Field(2000, ge=20, description="generated pictures an evaluation looks at")
+    images: Annotated[int, Field(ge=20)] | Literal["all"] = Field(
+        2000, description="generated pictures an evaluation looks at; 'all': of every caption"
+    )
+    per_caption: int = Field(1, ge=1, description="pictures of each caption")
     batch_size: int = Field(100, ge=1, description="pictures at once; changes no result")
     seed: int = Field(0, description="seed of noise and caption choice")
+    features: tuple[Literal["judge", "clip", "inception"], ...] = Field(
+        (), description="what distances are over; default: judge for mini birds, else clip; only inception gives FID"
+    )
+    metrics: tuple[Literal["ssim", "ms_ssim", "lpips", "topiq"], ...] = Field(
+        ("ssim",), description="measures of single pictures"
+    )
+    diversity: int = Field(50, ge=0, description="captions of which several pictures are compared; 0: none")
+    inception: str | None = Field(None, description="file of InceptionV3's weights; default: downloaded")
+    statistics: str | None = Field(
+        None, description="real pictures' statistics (.npz) for frechet_all and FID; 'cache': data/statistics"
+    )
 
 
 class Config(Section):

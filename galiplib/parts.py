@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from . import evaluation, minibirds
+from . import minibirds
 from .clip_bridge import CLIP, ClipBridge
 from .clip_files import load_clip
 from .config import Config, ConfigError
 from .datasets import open_dataset
-from .generator import Generator
-from .judge import load_judge
 from .training_data import Source
 
 SAMPLE_CAPTIONS = (
@@ -75,25 +72,3 @@ def cache_name(config: Config, split: str = "train") -> str | None:
         return None
     place = "" if data.folder is None else hashlib.sha256(str(Path(data.folder).resolve()).encode()).hexdigest()[:8]
     return "-".join(filter(None, (data.name, place, split)))
-
-
-def measure_generator(
-    generator: Generator, bridge: ClipBridge, config: Config, images: int | None = None,
-    splits: dict[str, Source] | None = None, progress: bool = True,
-) -> dict[str, Any]:
-    """Measure a generator on captions it has not seen, as its data set allows (see `evaluation`).
-
-    Args:
-        images: pictures to generate; by default `eval.images`.
-        splits: the held-out splits, if they have been made already.
-    """
-    settings = config.eval if images is None else config.eval.model_copy(update={"images": images})
-    splits = splits or {split: make_data(config, split) for split in held_out_splits(config)}
-    if config.data.name == "minibirds":
-        return evaluation.evaluate(generator, bridge, load_judge(), splits, settings, progress)
-    return evaluation.evaluate_photos(generator, bridge, splits["test"], settings, progress)
-
-
-def distance_of(results: dict[str, Any]) -> float:
-    """Of what `measure_generator` gave, the distance that is watched while training: lower is better."""
-    return results["frechet_distance"] if "frechet_distance" in results else results["clip_frechet_distance"]

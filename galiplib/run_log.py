@@ -59,7 +59,8 @@ class RunLog:
         self._write("evaluations", {"step": step, **results})
         for name, value in results.items():
             for part, number in value.items() if isinstance(value, dict) else (("", value),):
-                self.board.add_scalar(f"evaluation/{name}{'/' if part else ''}{part}", float(number), step)
+                if isinstance(number, (int, float)):
+                    self.board.add_scalar(f"evaluation/{name}{'/' if part else ''}{part}", number, step)
 
     def samples(self, step: int, path: Path) -> None:
         self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")

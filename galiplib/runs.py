@@ -30,18 +30,16 @@ from tqdm import tqdm
 from .checkpoints import KIND, CheckpointError, Checkpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
-from .evaluation import EvaluationError
+from .evaluation import EvaluationError, distance_of, measure_generator
 from .files import WeightsError, save_weights, write_json
 from .guards import Guard, TrainingFailed
 from .interrupts import Stopped, StopSignals
 from .parts import (
     SAMPLE_CAPTIONS,
     cache_name,
-    distance_of,
     held_out_splits,
     make_bridge,
     make_data,
-    measure_generator,
     pick_device,
     with_own_clip,
 )
@@ -209,9 +207,7 @@ class Run:
                 if report.step % settings.sample_every == 0 or last:
                     log.samples(report.step, self._samples(report.step))
                 if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
-                    results = measure_generator(
-                        self.networks.ema, self.bridge, self.config, EVALUATED, self.held_out, False
-                    )
+                    results = self._measure()
                     log.evaluation(report.step, results)
                     reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
                     improved = self.guard.best_step == report.step
@@ -229,6 +225,12 @@ class Run:
                 log.flush()
                 self.save()
             yield report
+
+    def _measure(self) -> dict[str, Any]:
+        """An evaluation on the way: fewer pictures, and only what is quick."""
+        quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
+        config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
+        return measure_generator(self.networks.ema, self.bridge, config, self.held_out, False).record()
 
     def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
         """Back to a good checkpoint, with another order of the data from there on.

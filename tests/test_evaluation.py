@@ -1,14 +1,20 @@
 """The measures: known answers, known limits, and no number that depends on the batch size."""
 
+import json
 import math
+import os
+import socket
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
-from galiplib import evaluation, minibirds
+from galiplib import evaluation, load_config, load_generator, minibirds
 from galiplib.clip_bridge import ClipBridge
 from galiplib.clip_training import new_clip, vocabulary_of
 from galiplib.config import EvalConfig, ModelConfig
@@ -164,7 +170,8 @@ def test_frechet_distance_refuses_what_has_none():
 
 
 def test_caption_accuracy_near_one_on_real_pictures_near_chance_on_shuffled(judge, data):
-    rows, captions = evaluation.choose(data["seen"], 600)
+    chosen = evaluation.plan(data["seen"].captions, 600)
+    rows, captions = chosen.rows, chosen.captions
     images = to_images(data["seen"].images[rows])
     right = evaluation.caption_accuracy(judge, images, captions)
     assert set(right) == set(JUDGED)
@@ -192,20 +199,42 @@ def test_an_attribute_counts_only_where_it_is_named(judge, data):
         evaluation.caption_accuracy(judge, images, ["a red bird"])
 
 
-def test_choice_uses_every_picture_and_all_kinds(data):
-    split = data["seen"]
-    rows, captions = evaluation.choose(split, 2 * len(split))
-    assert sorted(rows) == sorted([*range(len(split))] * 2)
-    kinds = [split.captions[row].index(text) for row, text in zip(rows, captions, strict=True)]
+# ---------------------------------------------------------------- what is drawn
+
+
+def test_a_plan_goes_through_rows_and_captions_evenly(data):
+    captions = data["seen"].captions
+    chosen = evaluation.plan(captions, 2 * len(captions))
+    assert sorted(chosen.rows) == sorted([*range(len(captions))] * 2) and len(chosen) == 2 * len(captions)
+    kinds = [captions[row].index(text) for row, text in zip(chosen.rows, chosen.captions, strict=True)]
     assert set(kinds) == set(range(10))
-    assert sum(a != b for a, b in zip(captions[: len(split)], captions[len(split) :], strict=True)) > 50
+    pairs = set(zip(chosen.rows.tolist(), kinds, strict=True))
+    assert len(pairs) >= 0.98 * len(chosen)  # a bird may have one caption twice
+    assert chosen.first.sum() == len(chosen.real) == len(captions)
+    np.testing.assert_array_equal(chosen.real[chosen.place], chosen.rows)
+    np.testing.assert_array_equal(chosen.rows[chosen.first], chosen.real)
+    assert not np.array_equal(chosen.rows, evaluation.plan(captions, 2 * len(captions), seed=1).rows)
+
+
+def test_all_captions_means_every_caption_so_many_times():
+    captions = [["a", "b", "c"], [], ["d"], ["e", "f"]]
+    chosen = evaluation.plan(captions, "all")
+    assert sorted(chosen.captions) == list("abcdef") and 1 not in chosen.rows
+    assert all(text in captions[row] for row, text in zip(chosen.rows, chosen.captions, strict=True))
+    twice = evaluation.plan(captions, "all", per_caption=2)
+    assert twice.captions == [text for text in chosen.captions for _ in range(2)] and twice.first.sum() == 3
+    assert len(evaluation.plan(captions, 20)) == 20
+    with pytest.raises(EvaluationError, match="no captions"):
+        evaluation.plan([[], []], 5)
+    with pytest.raises(EvaluationError, match="eval.images = 5 must be a multiple of eval.per_caption = 2"):
+        evaluation.plan(captions, 5, per_caption=2)
 
 
 # ---------------------------------------------------------------- generating
 
 
 def test_batch_size_changes_no_picture(generator, bridge, data):
-    _, captions = evaluation.choose(data["seen"], 13)
+    captions = evaluation.plan(data["seen"].captions, 13).captions
     small, large = (evaluation.generate(generator, bridge, captions, seed=5, batch_size=b) for b in (3, 13))
     assert small.shape == (13, 3, 56, 56)
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-4)
@@ -234,43 +263,173 @@ def test_modes_are_restored_even_after_an_error(generator, bridge):
 # ---------------------------------------------------------------- everything
 
 
+ACCURACIES = ("caption_accuracy", "caption_accuracy_held_out", "caption_accuracy_real", "chance")
+CLOSE = dict(rel=1e-3, abs=1e-5)
+
+
+def close(first, second):
+    """Two evaluations agree up to rounding."""
+    assert list(first.values) == list(second.values) and first.left_out == second.left_out
+    for key, value in first.values.items():
+        if isinstance(value, (dict, float)):
+            assert value == pytest.approx(second.values[key], **CLOSE), key
+        else:
+            assert value == second.values[key], key
+    for key, error in first.errors.items():
+        assert error == pytest.approx(second.errors[key], rel=1e-2, abs=1e-4), key
+    for name, scores in first.scores.items():
+        torch.testing.assert_close(scores, second.scores[name], rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
 @few_samples
 def test_evaluate_is_the_same_for_every_batch_size(generator, bridge, judge, data):
     first, second = (
-        evaluation.evaluate(generator, bridge, judge, data, config, progress=False)
-        for config in (EvalConfig(images=40, batch_size=7), EvalConfig(images=40, batch_size=20))
+        evaluation.evaluate(generator, bridge, data, config, judge, progress=False)
+        for config in (EvalConfig(images=240, batch_size=7), EvalConfig(images=240, batch_size=64))
     )
-    accuracies = ("caption_accuracy", "caption_accuracy_held_out", "caption_accuracy_real", "chance")
-    numbers = ("frechet_distance", "frechet_floor", "clip_similarity", "clip_similarity_real")
-    assert set(first) == {*accuracies, *numbers, "frechet_images", "images"}
-    for key in accuracies:
-        assert list(first[key]) == list(JUDGED)
-        assert first[key] == pytest.approx(second[key], abs=1e-6)
-    for key in numbers:
-        assert isinstance(first[key], float)
-        assert first[key] == pytest.approx(second[key], rel=1e-3, abs=1e-5)
-    assert first["images"] == 40 and first["frechet_images"] == 10
-    assert first["chance"] == {"body": 0.1, "wing": 0.1, "belly": 0.1, "background": 0.25}
+    close(first, second)
+    values = first.values
+    assert {"frechet_all", "kernel_distance", "precision", "recall", "density", "coverage", "diversity", "ssim",
+            "clip_score", "clip_score_real", "r_precision"} < values.keys()  # fmt: skip
+    for key in ACCURACIES:
+        assert list(values[key]) == list(JUDGED)
+    assert values["images"] == 240 and values["frechet_images"] == 60 and values["images_measured"] == 120
+    assert values["chance"] == {"body": 0.1, "wing": 0.1, "belly": 0.1, "background": 0.25}
+    assert not {"fid", "kid"} & values.keys() and values["features"] == ["judge"]
+    assert len(first.scores["clip_similarity"]) == len(first.plan) == 120
+    json.dumps(first.record(), allow_nan=False)
+
+
+@few_samples
+def test_too_few_for_a_measure_is_said_and_the_rest_is_measured(generator, bridge, judge, data):
+    found = evaluation.evaluate(generator, bridge, data, EvalConfig(images=40), judge, progress=False)
+    assert found.left_out.keys() == {"r_precision", "r_precision_real"}
+    assert "needs as many different captions" in found.left_out["r_precision"]
+    assert math.isfinite(found.values["clip_similarity"]) and "r_precision" not in found.values
 
 
 def test_perfect_pictures_reach_the_limits(generator, bridge, judge, data):
     """Real pictures in the generator's place must score as real ones, noise must not."""
-    config = EvalConfig(images=IMAGES, batch_size=25)
-    pictures = torch.cat([to_images(data[split].images) for split in ("test", "seen")])
-    perfect = evaluation.evaluate(Replay(pictures), bridge, judge, data, config, progress=False)
+    config = EvalConfig(images=IMAGES, batch_size=25, diversity=0)
+    rows = {split: evaluation.plan(data[split].captions, IMAGES // 2).rows for split in data}
+    pictures = torch.cat([to_images(data[split].images[rows[split]]) for split in ("seen", "test")])
+    found = evaluation.evaluate(Replay(pictures), bridge, data, config, judge, progress=False)
+    perfect = found.values
     assert perfect["caption_accuracy"] == perfect["caption_accuracy_real"]
     assert min(perfect["caption_accuracy_held_out"].values()) > 0.95
     assert perfect["clip_similarity"] == pytest.approx(perfect["clip_similarity_real"], abs=1e-6)
-    assert perfect["frechet_distance"] < 1.5 * perfect["frechet_floor"]
+    assert perfect["r_precision"] == pytest.approx(perfect["r_precision_real"], abs=0.02)
+    assert perfect["ssim"] == pytest.approx(1, abs=1e-5)
+    # the crossed halves are those of the floor: no picture meets itself
+    assert perfect["frechet_distance"] == pytest.approx(perfect["frechet_floor"], rel=1e-4)
+    assert perfect["frechet_all"] == pytest.approx(0, abs=1e-3) and perfect["precision"] == 1
     noise = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    awful = evaluation.evaluate(Replay(noise), bridge, judge, data, config, progress=False)
-    assert awful["frechet_distance"] > 3 * awful["frechet_floor"]
+    awful = evaluation.evaluate(Replay(noise), bridge, data, config, judge, progress=False).values
+    assert awful["frechet_distance"] > 3 * awful["frechet_floor"] and awful["recall"] < 0.2
     assert awful["caption_accuracy"]["body"] < 0.4
 
 
-def test_evaluate_names_a_missing_split(generator, bridge, judge, data):
+@few_samples
+def test_errors_say_how_much_another_seed_would_give(generator, bridge, judge, data):
+    found = [
+        evaluation.evaluate(
+            generator, bridge, data, EvalConfig(images=300, seed=seed, diversity=0), judge, progress=False
+        )
+        for seed in range(4)
+    ]
+    for key in ("clip_similarity", "frechet_distance"):
+        spread = np.std([one.values[key] for one in found], ddof=1)
+        assert 0 < spread < 5 * found[0].errors[key], key  # captions and noise vary, the real pictures hardly
+
+
+def test_several_features_each_with_its_name(generator, bridge, judge, data):
+    config = EvalConfig(images=120, features=("judge", "clip"), diversity=0)
+    with pytest.warns(UserWarning, match="fewer than the 128 features"):
+        values = evaluation.evaluate(generator, bridge, data, config, judge, progress=False).values
+    assert values["clip_frechet_distance"] != values["frechet_distance"] and "clip_precision" in values
+    with pytest.raises(EvaluationError, match="the judge knows mini birds only"):
+        evaluation.evaluate(generator, bridge, data, EvalConfig(features=("judge",)), progress=False)
+
+
+@few_samples
+def test_similarity_in_the_published_convention_and_true_clipscore(generator, bridge, judge, data):
+    """The run's convention gives clip_similarity; CLIPScore always enters CLIP as CLIP was trained."""
+    config = EvalConfig(images=40, diversity=0)
+    own = evaluation.evaluate(generator, bridge, data, config, judge, progress=False).values
+    theirs = ClipBridge(bridge.model, "reference")
+    # the same generator: its mapper doesn't depend on the convention
+    reference = evaluation.evaluate(generator, theirs, data, config, judge, progress=False).values
+    assert (own["clip_convention"], reference["clip_convention"]) == ("clip", "reference")
+    assert own["clip_score_real"] == pytest.approx(reference["clip_score_real"], abs=1e-6)
+    assert own["clip_similarity_real"] != pytest.approx(reference["clip_similarity_real"], abs=1e-4)
+
+
+def test_evaluate_names_a_missing_split_and_refuses_one_picture(generator, bridge, judge, data):
     with pytest.raises(EvaluationError, match="missing: .'test'"):
-        evaluation.evaluate(generator, bridge, judge, {"seen": data["seen"]}, EvalConfig(), progress=False)
+        evaluation.evaluate(generator, bridge, {"seen": data["seen"]}, EvalConfig(), judge, progress=False)
+    one = minibirds.build("test", 1)
+    with pytest.raises(EvaluationError, match="four different real pictures, not 1"):
+        evaluation.evaluate(generator, bridge, {"test": one}, EvalConfig(), progress=False)
+
+
+@few_samples
+def test_statistics_of_real_pictures_are_kept_and_checked(generator, bridge, judge, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    note = {"data": "minibirds", "split": "seen", "size": 56, "crop": "none"}
+    config = EvalConfig(images=40, diversity=0, statistics="cache")
+    first = evaluation.evaluate(generator, bridge, data, config, judge, note, progress=False).values
+    (file,) = (tmp_path / "data" / "statistics").glob("minibirds-seen-56-judge-*.npz")
+    assert first["frechet_all_real"] == len(data["seen"])
+    _, said = evaluation.load_statistics(file)
+    assert said["crop"] == "none" and said["features"] == "judge"
+    monkeypatch.setattr("galiplib.evaluation.statistics_files.Moments", None)  # read, not made again
+    again = evaluation.evaluate(generator, bridge, data, config, judge, note, progress=False).values
+    assert again["frechet_all"] == pytest.approx(first["frechet_all"])
+    look = evaluation.extractor("judge", judge=judge)
+    with pytest.raises(EvaluationError, match="made of other pictures: crop"):
+        evaluation.real_statistics(data["seen"], look, note | {"crop": "centre"}, file)
+    other = tmp_path / "inception.npz"
+    evaluation.save_statistics(other, evaluation.Statistics(torch.zeros(7), torch.eye(7), 99), {})
+    wrong = config.model_copy(update={"statistics": str(other)})
+    with pytest.raises(EvaluationError, match="over 7 features, and 128 are to be compared"):
+        evaluation.evaluate(generator, bridge, data, wrong, judge, progress=False)
+
+
+def _measure_a_share(rank, world, port, folder):
+    """One of several processes of an evaluation."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    try:
+        found = evaluation.measure_generator(*_tiny(), progress=False)
+        if rank == 0:
+            torch.save({"record": found.record(), "scores": found.scores}, folder / "found.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _tiny():
+    overrides = {"eval.images": 86, "eval.batch_size": 16, "data.test_size": 41}
+    generator = load_generator()
+    return generator, generator.bridge, load_config("mini", overrides)
+
+
+@few_samples
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path):
+    """43 pictures of 41 birds: neither divides."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_measure_a_share, (2, port, tmp_path), nprocs=2)
+    both = torch.load(tmp_path / "found.pt", weights_only=True)
+    alone = evaluation.measure_generator(*_tiny(), progress=False)
+    record = alone.record()
+    for key, value in record.items():
+        if key not in ("errors", "left_out") and isinstance(value, (float, dict)):
+            assert both["record"][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    for name, scores in alone.scores.items():
+        torch.testing.assert_close(both["scores"][name], scores, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def test_judge_features_do_not_depend_on_the_batch(judge, data):

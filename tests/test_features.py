@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from galiplib import features, metrics
+from galiplib.evaluation import EvaluationError, features, frechet_distance
 from galiplib.judge import load_judge
-from galiplib.metrics import EvaluationError
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def test_inception_from_a_file_gives_fid(inception_file):
     found = inception(torch.rand(2, 3, 56, 56) * 2 - 1)
     assert found.shape == (2, inception.dim) == (2, 2048) and found.isfinite().all()
     with pytest.warns(UserWarning, match="2 and 2 samples, fewer than the 2048 features"):
-        metrics.frechet_distance(found[:, :2048], found.flip(0) + 1)
+        frechet_distance(found[:, :2048], found.flip(0) + 1)
 
 
 class Code:

@@ -39,7 +39,7 @@ def test_a_run_trains_its_clip_then_the_gan_and_goes_on(birds, tmp_path):
     list(run.train())
     (measured,) = run.evaluations()
     assert measured["images"] == 40 and measured["frechet_images"] == 6
-    assert measured["clip_frechet_distance"] > 0 and -1 <= measured["clip_similarity"] <= 1
+    assert measured["frechet_distance"] > 0 and -1 <= measured["clip_similarity"] <= 1
     assert (tmp_path / "run" / "samples" / "step_000003.png").is_file()
     assert len(list((tmp_path / "data" / "captions").glob("birds-*-train-*.f32"))) == 1
     for path in (tmp_path / "run", tmp_path / "run" / "generator.safetensors"):

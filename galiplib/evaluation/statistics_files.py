@@ -6,16 +6,58 @@ in `note`; those around don't, which is one reason why published distances don't
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
-from .files import write_atomically
-from .metrics import EvaluationError, Statistics
+from ..files import write_atomically
+from ..training_data import Source, to_images
+from .features import Extractor
+from .frechet import Moments, Statistics
+from .ranges import EvaluationError
+
+FOLDER = Path("data") / "statistics"
+
+
+def real_statistics(
+    data: Source, look: Extractor, note: dict[str, Any], path: str | Path | None = None, batch_size: int = 100,
+    progress: bool = True,
+) -> Statistics:
+    """Statistics of every picture of a split, once, from a file; the file is made where it is missing.
+
+    Args:
+        note: what the pictures are (data, split, crop, size, ...), kept in the file; tells one cached file from
+            another.
+        path: the file; by default in data/statistics, named after the note and the extractor.
+
+    Raises:
+        EvaluationError: for a file that doesn't fit, or says that it was made of other pictures.
+    """
+    note = note | {"features": look.name, "weights": look.weights}
+    if path is None:
+        digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:8]
+        path = FOLDER / f"{note['data']}-{note['split']}-{note['size']}-{look.name}-{digest}.npz"
+    if Path(path).is_file():
+        found, said = load_statistics(path, look.dim)
+        if said and said != note:
+            other = sorted(key for key in note.keys() | said.keys() if note.get(key) != said.get(key))
+            raise EvaluationError(f"{path} was made of other pictures: {', '.join(other)} differ; delete it, or rename")
+        if not said:
+            warnings.warn(f"{path} doesn't say how it was made: it may not fit these pictures", stacklevel=2)
+        return found
+    moments = Moments(look.dim)
+    for start in tqdm(range(0, len(data), batch_size), desc="statistics", unit="batch", disable=not progress):
+        rows = np.arange(start, min(start + batch_size, len(data)))
+        moments.update(look(to_images(data.pixels(rows)[0])))
+    save_statistics(path, moments.statistics(), note)
+    return moments.statistics()
 
 
 def save_statistics(path: str | Path, statistics: Statistics, note: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ judge's features or CLIP's embeddings it is a Fréchet distance on those, which 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .clip_bridge import ClipBridge
-from .files import load_torch
-from .judge import Judge
-from .metrics import EvaluationError
-from .pictures import to_range
+from ..clip_bridge import ClipBridge
+from ..files import load_torch
+from ..judge import Judge
+from .ranges import EvaluationError, to_range
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -36,6 +36,7 @@ class Extractor:
         distance: what the Fréchet distance over them is called: "FID" for inception only.
         kernel: the same of the kernel distance, "KID".
         extract: does it.
+        weights: tells the network's weights from others, for statistics that are kept in files.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Extractor:
     distance: str
     kernel: str
     extract: Callable[[Tensor], Tensor]
+    weights: str = ""
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -63,6 +65,7 @@ def clip_extractor(bridge: ClipBridge) -> Extractor:
     return Extractor(
         "clip", bridge.embed_dim, "Fréchet distance (CLIP)", "kernel distance (CLIP)",
         lambda images: bridge.encode_image(to_range(images).to(bridge.pixel_mean.device))[1],
+        hashlib.sha256(bridge.model.visual.proj.detach().float().cpu().numpy().tobytes()).hexdigest()[:8],
     )  # fmt: skip
 
 

@@ -1,0 +1,259 @@
+"""One table that compares checkpoints: every number with its error, the real pictures' beside them, quotes marked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..clip_bridge import CLIP
+from ..config import Config, load_config
+from ..files import write_atomically, write_json
+from ..loading import load_generator
+from ..parts import held_out_splits, make_data
+from .figure import draw_comparison
+from .measure import measure_generator
+from .ranges import EvaluationError
+
+REAL, QUOTED = "real pictures", "quoted"
+
+
+class Column(NamedTuple):
+    """A measure in the table.
+
+    Attributes:
+        title: what stands above it; {features} is what the distances are over.
+        better: +1 where more is better, -1 where less is.
+        real: the key of the real pictures' value, which bounds it.
+    """
+
+    title: str
+    better: int
+    real: str | None = None
+
+
+COLUMNS = {
+    "caption_accuracy": Column("caption accuracy", 1, "caption_accuracy_real"),
+    "caption_accuracy_held_out": Column("caption accuracy, held out", 1),
+    "fid": Column("FID", -1),
+    "kid": Column("KID", -1),
+    "frechet_distance": Column("Fréchet distance ({features})", -1, "frechet_floor"),
+    "kernel_distance": Column("kernel distance ({features})", -1),
+    "precision": Column("precision ({features})", 1),
+    "recall": Column("recall ({features})", 1),
+    "density": Column("density ({features})", 1),
+    "coverage": Column("coverage ({features})", 1),
+    "diversity": Column("diversity ({features})", 1, "diversity_real"),
+    "clip_similarity": Column("CLIP similarity", 1, "clip_similarity_real"),
+    "clip_score": Column("CLIPScore", 1, "clip_score_real"),
+    "r_precision": Column("R-precision", 1, "r_precision_real"),
+    "topiq": Column("TOPIQ-NR", 1, "topiq_real"),
+    "ssim": Column("SSIM", 1),
+    "ms_ssim": Column("MS-SSIM", 1),
+    "lpips": Column("LPIPS", -1),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations side by side.
+
+    Attributes:
+        records: label -> what `Evaluation.record` gave.
+        quotes: label -> published values, of another protocol; none is marked as best.
+    """
+
+    records: dict[str, dict[str, Any]]
+    quotes: dict[str, dict[str, float]]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a checkpoint, then `real pictures`, then quotes; a column a measure, numbers."""
+        first = next(iter(self.records.values()))
+        rows = {label: {key: _mean(record.get(key)) for key in COLUMNS} for label, record in self.records.items()}
+        rows[REAL] = {key: _mean(first.get(column.real)) for key, column in COLUMNS.items()}
+        rows |= {f"{label} ({QUOTED})": values for label, values in self.quotes.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS)).astype(float)
+        return table.dropna(axis=1, how="all")
+
+    @cached_property
+    def errors(self) -> pd.DataFrame:
+        """The standard errors, in the table's shape; NaN where there is none."""
+        rows = {label: record["errors"] for label, record in self.records.items()}
+        found = {label: {key: _error(errors.get(key)) for key in self.table} for label, errors in rows.items()}
+        return pd.DataFrame.from_dict(found, orient="index").reindex(self.table.index).astype(float)
+
+    @property
+    def measured(self) -> list[str]:
+        """The labels of the rows that were measured here."""
+        return list(self.records)
+
+    def best(self, key: str) -> str | None:
+        """The label of the best measured row of a column; None where only one was measured."""
+        own = self.table.loc[self.measured, key].dropna()
+        if len(own) < 2:
+            return None
+        return own.idxmax() if COLUMNS[key].better > 0 else own.idxmin()
+
+    def titles(self) -> dict[str, str]:
+        """Column -> its heading, with an arrow towards the better."""
+        over = next(iter(self.records.values()))["features"][0]
+        return {
+            key: f"{COLUMNS[key].title.format(features=over)} {'↑' if COLUMNS[key].better > 0 else '↓'}"
+            for key in self.table
+        }
+
+    def cells(self) -> pd.DataFrame:
+        """The table as text: value ± standard error, the best in bold (Markdown)."""
+        shown = pd.DataFrame("", index=self.table.index, columns=list(self.table))
+        for key in self.table:
+            for label in self.table.index:
+                value, error = self.table.loc[label, key], self.errors.loc[label, key]
+                if pd.isna(value):
+                    continue
+                text = f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+                text += "" if pd.isna(error) else f" ± {error:.2g}"
+                shown.loc[label, key] = f"**{text}**" if label == self.best(key) else text
+        return shown
+
+    def markdown(self) -> str:
+        """The table in Markdown, with what was measured on how many pictures below it."""
+        shown, titles = self.cells(), self.titles()
+        lines = ["| | " + " | ".join(titles[key] for key in shown) + " |", "|---" * (len(titles) + 1) + "|"]
+        lines += [f"| {row.name} | {' | '.join(row)} |" for _, row in shown.iterrows()]
+        return "\n".join([*lines, "", self.note()])
+
+    def note(self) -> str:
+        """On what the numbers are, in a sentence or two."""
+        first = next(iter(self.records.values()))
+        parts = [f"{first['images_measured']:,} pictures each; ± is a standard error."]
+        if "frechet_images" in first:
+            parts.append(
+                f"Fréchet distances are of {first['frechet_images']:,} pictures a side, as is the real pictures' (the "
+                "floor)" + ("; over these features it is no FID." if "fid" not in first else ".")
+            )
+        if self.quotes:
+            parts.append("Quoted rows are published figures of other protocols: orientation, no comparison.")
+        return " ".join(parts)
+
+    @cached_property
+    def figure(self) -> Figure:
+        """A panel a measure: the checkpoints with their errors, the real pictures as a line, quotes hollow."""
+        return draw_comparison(self.table, self.errors, self.titles(), self.measured, REAL)
+
+    def save(self, folder: str | Path, name: str = "comparison") -> list[Path]:
+        """Write NAME.csv, NAME.md and NAME.png; returns their paths."""
+        paths = [Path(folder) / f"{name}.{end}" for end in ("csv", "md", "png")]
+        errors = self.errors.dropna(axis=1, how="all").add_suffix("_error")
+        both = pd.concat([self.table, errors], axis=1)
+        write_atomically(paths[0], lambda stream: stream.write(both.to_csv(index_label="model").encode()))
+        write_atomically(paths[1], lambda stream: stream.write((self.markdown() + "\n").encode()))
+        write_atomically(paths[2], lambda stream: self.figure.savefig(stream, format="png", dpi=150))
+        return paths
+
+    def _repr_html_(self) -> str:
+        shown = self.cells().rename(columns=self.titles())
+        shown = shown.map(lambda text: f"<b>{text[2:-2]}</b>" if text.startswith("**") else text)
+        return shown.to_html(escape=False, border=0) + f"<p>{self.note()}</p>"
+
+
+def compare(
+    checkpoints: Sequence[str | Path] | Mapping[str, str | Path],
+    profile: str | Config = "mini",
+    overrides: dict[str, Any] | None = None,
+    folder: str | Path | None = None,
+    quote: bool | None = None,
+    clip_model: CLIP | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Measure several generators by one protocol -> a table, a figure, and files.
+
+    Args:
+        checkpoints: whatever `load_generator` takes (run folders, checkpoints, exports, authors' files), with labels
+            if it is a mapping; EMA weights are taken where there are any.
+        profile: a profile's name, or a configuration: its `data` and `eval` say what is measured, on how much.
+        folder: comparison.csv, .md and .png go there, and every evaluation: called again, only new ones are made.
+        quote: put published figures of the data set beside them; by default where they are of the same CLIP.
+        clip_model: for authors' files, which lack one.
+
+    Raises:
+        EvaluationError: for no checkpoints, or two of one label.
+        WeightsError: for a checkpoint that can't be read; names it.
+    """
+    config = profile if isinstance(profile, Config) else load_config(profile, overrides)
+    if not isinstance(checkpoints, Mapping):
+        labels = [label_of(path) for path in checkpoints]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise EvaluationError(f"two checkpoints are called {', '.join(twice)}: give a mapping label -> checkpoint")
+        checkpoints = dict(zip(labels, checkpoints, strict=True))
+    if not checkpoints:
+        raise EvaluationError("there are no checkpoints to compare")
+    keep = None if folder is None else Path(folder) / "evaluations"
+    splits, records = None, {}
+    for label, path in checkpoints.items():
+        generator = load_generator(path, clip_model)
+        made = _fingerprint(generator, config)
+        file = keep and keep / f"{made}.json"
+        if file and file.is_file():
+            records[label] = json.loads(file.read_text())
+            continue
+        if splits is None:
+            splits = {split: make_data(config, split) for split in held_out_splits(config)}
+        records[label] = measure_generator(generator, generator.bridge, config, splits, progress).record()
+        if file:
+            write_json(file, records[label])
+    if quote is None:
+        quote = config.clip.name == "ViT-B/32" and config.clip.convention == "reference"
+    comparison = Comparison(records, published(config.data.name) if quote else {})
+    if folder is not None:
+        comparison.save(folder)
+    return comparison
+
+
+def published(data: str) -> dict[str, dict[str, float]]:
+    """The published figures of a data set (birds, flowers, faces, coco) -> label -> measure -> value.
+
+    The file beside this one names the source of each, and what is doubtful about it.
+    """
+    with resources.files("galiplib.evaluation").joinpath("published.csv").open() as stream:
+        rows = pd.read_csv(stream)
+    own = rows[rows["data"] == data].set_index("model").drop(columns=["data", "source"])
+    return {label: values.dropna().to_dict() for label, values in own.iterrows()}
+
+
+def label_of(path: str | Path) -> str:
+    """A checkpoint's name in a table: outputs/mini/train/checkpoints/step_000400.pt -> train step_000400."""
+    path = Path(path)
+    if path.suffix != ".pt":
+        return path.stem if path.suffix in (".safetensors", ".pth") else path.name
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return f"{run.name} {path.stem}"
+
+
+def _fingerprint(generator: Any, config: Config) -> str:
+    """Tells an evaluation from all others: weights, data, protocol."""
+    digest = hashlib.sha256(json.dumps([config.data.model_dump(), config.eval.model_dump()]).encode())
+    for tensor in generator.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(generator.bridge.convention.encode())
+    return digest.hexdigest()[:16]
+
+
+def _mean(value: float | dict[str, float] | None) -> float | None:
+    """A number as it is; accuracies by attribute as their mean."""
+    return sum(value.values()) / len(value) if isinstance(value, dict) else value
+
+
+def _error(value: float | dict[str, float] | None) -> float | None:
+    """The same of standard errors, the attributes' taken as independent."""
+    if isinstance(value, dict):
+        return sum(error**2 for error in value.values()) ** 0.5 / len(value) if value else None
+    return value

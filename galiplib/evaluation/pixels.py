@@ -1,0 +1,125 @@
+"""Measures that compare a picture with its caption's photograph pixel by pixel, or look at it alone.
+
+What was published as SSIM for these systems (about 0.02) is MS-SSIM, between pictures in unlike value ranges. A caption
+doesn't say where things are, so all of these only tell chance likeness: read them beside those of other real pictures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from .ranges import EvaluationError, to_range
+
+MS_SSIM_SIDE = 176  # the least side for five scales and a window of 11 pixels, as torchmetrics counts
+LPIPS_NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+
+
+@dataclass(frozen=True)
+class PixelMeasure:
+    """A measure of pictures, one by one.
+
+    Attributes:
+        name: ssim, ms_ssim, lpips or topiq.
+        paired: whether it needs the photograph beside the picture.
+        measure: (fake, real), each (B, 3, H, W) in [-1, 1] -> (B,); `real` is None where not paired.
+    """
+
+    name: str
+    paired: bool
+    measure: Callable[[Tensor, Tensor | None], Tensor]
+
+    @torch.inference_mode()
+    def __call__(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
+        if self.paired and real.shape[-2:] != fake.shape[-2:]:
+            size = tuple(fake.shape[-2:])
+            real = F.interpolate(real, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return self.measure(fake, real).double().flatten().cpu()
+
+
+def ssim_measure() -> PixelMeasure:
+    """Structural similarity (Wang et al., 2004): 1 for equal pictures."""
+
+    def measure(fake: Tensor, real: Tensor) -> Tensor:
+        fake, real = to_range(fake, "unit").double(), to_range(real, "unit").double()  # single rounds 1 to .9999
+        return structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
+
+    return PixelMeasure("ssim", True, measure)
+
+
+def ms_ssim_measure() -> PixelMeasure:
+    """The same over five scales (Wang et al., 2003); needs pictures of 176 pixels a side."""
+
+    def measure(fake: Tensor, real: Tensor) -> Tensor:
+        side = min(fake.shape[-2:])
+        if side < MS_SSIM_SIDE:
+            raise EvaluationError(f"MS-SSIM needs pictures of {MS_SSIM_SIDE} pixels a side, not {side}: use ssim")
+        fake, real = to_range(fake, "unit").double(), to_range(real, "unit").double()
+        return multiscale_structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
+
+    return PixelMeasure("ms_ssim", True, measure)
+
+
+def lpips_measure(net: str = "alex", device: str | torch.device = "cpu") -> PixelMeasure:
+    """Learned perceptual distance (Zhang et al., 2018), by torchmetrics: 0 for equal pictures.
+
+    Args:
+        net: alex, vgg or squeeze; torchvision's weights of it are downloaded once, with a progress bar.
+
+    Raises:
+        EvaluationError: for another network, or if its weights can't be had; says where to put them.
+    """
+    if net not in LPIPS_NETS:
+        raise EvaluationError(f"unknown LPIPS network {net!r}: one of {', '.join(LPIPS_NETS)}")
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        network = LearnedPerceptualImagePatchSimilarity(net).net.to(device)
+    except OSError as error:  # urllib's are among them
+        raise EvaluationError(
+            f"LPIPS can't have the weights of {LPIPS_NETS[net]} ({' '.join(str(error).split())[:200]}). Without a "
+            f"network, put torchvision's file of them into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return PixelMeasure("lpips", True, lambda fake, real: network(to_range(fake), to_range(real)))
+
+
+def topiq_measure(device: str | torch.device = "cpu") -> PixelMeasure:
+    """TOPIQ-NR (Chen et al., 2023), quality of a picture by itself, by pyiqa: about 0 to 1, more is better.
+
+    pyiqa and its weights are for non-commercial use only; that is why they come by an extra of their own.
+
+    Raises:
+        EvaluationError: without pyiqa, or if its weights can't be had.
+    """
+    if importlib.util.find_spec("pyiqa") is None:
+        raise EvaluationError("TOPIQ needs pyiqa (non-commercial licence): pip install 'galiplib[iqa]'")
+    pyiqa = importlib.import_module("pyiqa")
+    try:
+        network = pyiqa.create_metric("topiq_nr", device=torch.device(device))
+    except OSError as error:
+        raise EvaluationError(
+            f"TOPIQ's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, run it once "
+            f"elsewhere and copy what it fetched: {torch.hub.get_dir()} and ~/.cache/huggingface"
+        ) from None
+    return PixelMeasure("topiq", False, lambda fake, _: network(to_range(fake, "unit")))
+
+
+def pixel_measure(name: str, device: str | torch.device = "cpu") -> PixelMeasure:
+    """A pixel measure by name; raises EvaluationError for an unknown one, and as the measures' own functions do."""
+    makers = {
+        "ssim": ssim_measure, "ms_ssim": ms_ssim_measure, "lpips": lambda: lpips_measure(device=device),
+        "topiq": lambda: topiq_measure(device),
+    }  # fmt: skip
+    if name not in makers:
+        raise EvaluationError(f"unknown pixel measure {name!r}: one of {', '.join(makers)}")
+    return makers[name]()
