@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from galiplib import load_generator, sample
-from galiplib.sampling import contact_sheet, save_png
+from galiplib.sheets import contact_sheet, save_png
 
 HERE = Path(__file__).parent
 CAPTIONS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import clip_training, datasets
+from . import cli_sampling, clip_training, datasets
 from .clip_files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys, variants
 from .evaluation import compare, measure_folder, measure_generator
@@ -22,7 +21,6 @@ from .interrupts import Stopped
 from .loading import export_reference, load_generator
 from .parts import held_out_splits, make_data, pick_device
 from .runs import Run
-from .sampling import contact_sheet, sample, save_png
 
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
 PROFILE_HELP = f"{', '.join(profiles())}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
@@ -118,16 +116,6 @@ def export(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def draw(args: argparse.Namespace) -> None:
-    """Make pictures of a caption; several become one sheet."""
-    generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
-    made = sample(generator, generator.bridge, args.caption, args.count, args.seed)
-    sheet = contact_sheet(made.images, columns=min(args.count, 8), scale=args.scale)
-    out = args.out or Path(re.sub(r"\W+", "_", args.caption.lower()).strip("_")[:60] + ".png")
-    settings = {"caption": args.caption, "seed": args.seed, "count": args.count, "weights": args.weights}
-    print(save_png(sheet, out, settings))
-
-
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="galip", description=__doc__)
@@ -172,14 +160,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, help="the .pth to write, such as state_epoch_100.pth")
     one.add_argument("--clip", help=CLIP_HELP)
     one.add_argument("--raw", action="store_true", help="the generator in training, not its average")
-    one = command("sample", draw, profile=False)
-    one.add_argument("caption")
-    one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
-    one.add_argument("--clip", help=CLIP_HELP)
-    one.add_argument("--count", type=int, default=8)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--scale", type=int, default=2, help="magnification of the sheet")
-    one.add_argument("--out", type=Path, help="the .png to write; by default named after the caption")
+    one = command("sample", cli_sampling.run, profile=False)
+    cli_sampling.add_arguments(one, WEIGHTS_HELP, CLIP_HELP)
     return top
 
 
@@ -188,9 +170,12 @@ def main() -> None:
     args = parser().parse_args()
     try:
         args.run(args)
-    except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError) as error:
+    except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError, ImportError) as error:
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("galip: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

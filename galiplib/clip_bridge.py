@@ -170,6 +170,14 @@ class ClipBridge(nn.Module):
             warnings.warn(f"words this small CLIP never saw are left out: {shown}", stacklevel=3)
         return rows
 
+    def unread(self, caption: str) -> str:
+        """The end of a caption that lies behind the context, which `tokenize` cuts off; "" if all of it is read."""
+        pieces, vocabulary = bpe_tokenizer().encode(caption), getattr(self.model, "vocabulary", None)
+        if vocabulary is not None:
+            known = set(vocabulary)
+            pieces = [piece for piece in pieces if piece in known]
+        return bpe_tokenizer().decode(pieces[self.context_length - 2 :])
+
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, text width).
 

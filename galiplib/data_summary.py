@@ -12,7 +12,7 @@ from PIL import Image
 
 from .data_files import read_fields, without_suffix
 from .data_photos import Photos, some
-from .sampling import contact_sheet
+from .sheets import contact_sheet
 
 SHEET_PICTURES = 24
 STOP_WORDS = frozenset(

@@ -35,7 +35,7 @@ from .data_layouts import LAYOUTS, NAMES, expected, list_rows
 from .data_photos import Item, Photos
 from .data_pictures import read_header, square_around
 from .download import download
-from .sampling import save_png
+from .sheets import save_png
 
 __all__ = ["NAMES", "DataError", "Item", "Photos", "describe", "download", "open_dataset"]
 

@@ -14,20 +14,20 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from .checkpoints import KIND
 from .clip_bridge import ClipBridge
 from .clip_training import learn_clip
 from .config import ClipConfig, Config, DataConfig, load_config
+from .evaluation import measure_generator
 from .files import save_weights, write_json
 from .parts import (
     cache_name,
     held_out_splits,
     make_bridge,
     make_data,
-    measure_generator,
     pick_device,
     with_own_clip,
 )
-from .runs import KIND
 from .training import Networks, Optimizers, train
 from .training_data import Source, TrainingData
 
@@ -127,7 +127,8 @@ def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
     networks = Networks(bridge, config)
     for _ in train(networks, bridge, Optimizers(networks, config.train), data, config.train):
         bar.update()
-    results = measure_generator(networks.ema, bridge, config, images, splits, progress=False)
+    settings = config.model_copy(update={"eval": config.eval.model_copy(update={"images": images})})
+    results = measure_generator(networks.ema, bridge, settings, splits, progress=False).values
     record = {"config": config.model_dump(), "steps": config.train.max_steps}
     save_weights(file, KIND, networks.ema.state_dict(), record)
     row = {}

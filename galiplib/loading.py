@@ -22,7 +22,10 @@ SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
 
 def load_generator(
-    path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu"
+    path: str | Path = "mini",
+    clip_model: CLIP | None = None,
+    device: str | torch.device = "cpu",
+    ema: bool = True,
 ) -> Generator:
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
@@ -31,19 +34,22 @@ def load_generator(
             `Run.export`, or a `state_epoch_*.pth` of GALIP's authors. What a file is, is read from its content.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions.
+        ema: the averaged weights of a run or checkpoint; False for those in training. Other files hold one set only.
 
     Raises:
         WeightsError: for a file that is missing, damaged, unsafe, or doesn't fit the CLIP.
     """
     path = SHIPPED if path == "mini" else Path(path)
     if path.is_file() and is_safetensors(path):
+        _averaged_only(path, ema)
         tensors, record = load_weights(path, KIND)
         config = build_config(record["config"])
     else:
         path, content = _read(path)
         if reference.is_reference(content):
+            _averaged_only(path, ema)
             return reference.import_reference(path, clip_model, device, content).generator
-        config, tensors = _part(path, content, "ema.")
+        config, tensors = _part(path, content, "ema." if ema else "generator.")
     bridge = make_bridge(with_own_clip(config, _run_folder(path)), device, clip_model)
     return _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", device)
 
@@ -102,6 +108,11 @@ def export_reference(
         else:
             source = _published(file, content, clip_model, ema)
     reference.export_reference(source, path)
+
+
+def _averaged_only(path: Path, ema: bool) -> None:
+    if not ema:
+        raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
 
 
 def _read(path: Path) -> tuple[Path, Any]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from .sampling import to_uint8
+from .sheets import to_uint8
 
 INK, GREY = "#2b2f36", "#8a9099"
 BLUE, ORANGE, GREEN, PURPLE, RED = "#2f6fb0", "#e08a2c", "#3f9a5f", "#8458a6", "#c8463c"

@@ -45,7 +45,8 @@ from .parts import (
 )
 from .processes import Team, check_batch, together
 from .run_log import NoLog, RunLog, read_lines
-from .sampling import contact_sheet, sample, save_png
+from .sampling import sample
+from .sheets import contact_sheet, save_png
 from .training import Networks, Optimizers, StepReport, train
 from .training_data import Source, TrainingData
 

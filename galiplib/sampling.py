@@ -1,25 +1,34 @@
-"""From captions to pictures and picture files: what notebooks, widgets and the command line share."""
+"""From recipes to pictures, and from a picture file back to its recipe. No widgets and no files but PNGs in here.
+
+On a CPU every picture passes through the network alone unless a batch size is given: so caption, seed and weights
+decide it bit for bit, whatever is drawn along with it. In batches it is equal up to rounding (the kernels of a
+convolution depend on the batch), as it is on another machine.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from .clip_bridge import ClipBridge
-from .files import write_atomically
+from .clip_bridge import CLIP, ClipBridge
 from .generator import Generator
+from .loading import load_generator
+from .provenance import read_png
+from .recipes import Recipe, check_caption
+from .sheets import check_finite, to_uint8
 
 MAX_COUNT = 4096  # pictures of one caption: more is a slip of the keyboard
-Picture = Image.Image | Tensor | np.ndarray
-SEEDS = 2**32  # torch's CPU generator looks at the lowest 32 bits only
+GPU_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -28,29 +37,26 @@ class Samples:
 
     Attributes:
         images: (N, 3, H, W) float on the CPU, clamped to [-1, 1].
-        captions: N captions.
-        seeds: N seeds of the noise.
+        recipes: N recipes.
+        scores: N cosines of picture and caption in CLIP's eyes, where `rank` made them.
     """
 
     images: Tensor
-    captions: list[str]
-    seeds: list[int]
+    recipes: list[Recipe]
+    scores: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def captions(self) -> list[str]:
+        """N captions; those of mixtures tell the shares."""
+        return [recipe.text for recipe in self.recipes]
 
-def noise_of(seeds: Sequence[int], noise_dim: int) -> Tensor:
-    """N seeds -> noise (N, noise_dim), standard normal; each row depends on its own seed only.
-
-    Raises:
-        ValueError: for a seed outside 0 .. 2**32 - 1.
-    """
-    for seed in seeds:
-        if not 0 <= seed < SEEDS:
-            raise ValueError(f"the seed must lie between 0 and {SEEDS - 1}, not {seed}")
-    rows = [torch.randn(noise_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)  # (N, Z)
+    @property
+    def seeds(self) -> list[int]:
+        """N seeds of the noise."""
+        return [recipe.seed for recipe in self.recipes]
 
 
 def sample(
@@ -59,223 +65,224 @@ def sample(
     captions: str | Sequence[str],
     count: int = 1,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **settings: float | int | str | None,
 ) -> Samples:
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
-    Picture i of a caption has the seed `seed + i`, so it is the same (up to rounding) whatever the count, the
-    other captions and the batch size.
+    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions.
+
+    Args:
+        batch_size: pictures that pass through the network together; see `draw`.
+        progress: show a bar.
+        settings: more of a `Recipe`, the same for all: truncation, towards and share, seed_b and turn.
 
     Raises:
-        ValueError: for an empty caption, or a count, seed or batch size out of range.
+        ValueError: for an empty caption, or a count, seed, batch size or setting out of range.
         FloatingPointError: for pictures with NaN or infinity in them.
     """
-    texts = _checked_captions(captions)
-    if not 1 <= count <= MAX_COUNT:
-        raise ValueError(f"count must lie between 1 and {MAX_COUNT}, not {count}")
-    seeds = [seed + index for index in range(count)]
-    noise = noise_of(seeds, generator.noise_dim).repeat(len(texts), 1)  # (captions * count, Z)
-    sentences = _sentences(bridge, texts, batch_size).repeat_interleave(count, dim=0)  # (captions * count, E)
-    images = _generate(generator, noise, sentences, batch_size)
-    return Samples(images, [text for text in texts for _ in seeds], seeds * len(texts))
+    return collect(generator, bridge, recipes_of(captions, count, seed, **settings), batch_size, progress)
+
+
+def recipes_of(
+    captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: float | int | str | None
+) -> list[Recipe]:
+    """The recipes of `sample`; raises ValueError as it does."""
+    texts = [captions] if isinstance(captions, str) else list(captions)
+    if not texts:
+        raise ValueError("no caption: write what the picture should show")
+    check_count(count)
+    for index, text in enumerate(texts):
+        check_caption(text, "the caption" if len(texts) == 1 else f"caption {index}")
+    return [Recipe.of({"caption": text, "seed": seed + i, **settings}) for text in texts for i in range(count)]
+
+
+def check_count(count: int, name: str = "count", least: int = 1) -> None:
+    """Raises ValueError for a number of pictures that is out of range or no whole number."""
+    if not isinstance(count, int) or not least <= count <= MAX_COUNT:
+        raise ValueError(f"{name} must lie between {least} and {MAX_COUNT}, not {count}")
 
 
 def interpolate(
-    generator: Generator, bridge: ClipBridge, caption_a: str, caption_b: str, steps: int = 8, seed: int = 0
+    generator: Generator,
+    bridge: ClipBridge,
+    caption_a: str,
+    caption_b: str | None = None,
+    steps: int = 8,
+    seed: int = 0,
+    seed_b: int | None = None,
+    truncation: float = 1.0,
 ) -> Samples:
-    """Walk in a straight line from one caption's sentence embedding to the other's, with the same noise.
+    """Walk from one caption to another in a straight line between their sentences, from one noise to another on an arc.
+
+    Without `caption_b` the caption holds still, without `seed_b` the noise does.
 
     Returns:
-        `steps` pictures, the first of `caption_a`, the last of `caption_b`; their captions tell the mixture.
+        `steps` pictures, the first of `caption_a` and `seed`, the last of `caption_b` and `seed_b`.
 
     Raises:
         ValueError: for an empty caption, or fewer than two or more than MAX_COUNT steps.
         FloatingPointError: for pictures with NaN or infinity in them.
     """
-    if not 2 <= steps <= MAX_COUNT:
-        raise ValueError(f"steps must lie between 2 and {MAX_COUNT}, not {steps}")
-    ends = _sentences(bridge, _checked_captions([caption_a, caption_b]), batch_size=2)  # (2, E)
-    share = torch.linspace(0, 1, steps)
-    sentences = torch.lerp(ends[:1], ends[1:], share[:, None].to(ends))  # (steps, E)
-    noise = noise_of([seed], generator.noise_dim).expand(steps, -1)
-    images = _generate(generator, noise, sentences, batch_size=64)
-    mixed = [f"{1 - t:.0%} {caption_a}, {t:.0%} {caption_b}" for t in share.tolist()[1:-1]]
-    return Samples(images, [caption_a, *mixed, caption_b], [seed] * steps)
+    return collect(generator, bridge, walk(caption_a, caption_b, steps, seed, seed_b, truncation))
 
 
-def _checked_captions(captions: str | Sequence[str]) -> list[str]:
-    texts = [captions] if isinstance(captions, str) else list(captions)
-    if not texts:
-        raise ValueError("no caption: write what the picture should show")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"caption {index} is no text but {text!r}")
-        if not text.strip():
-            which = "the caption" if len(texts) == 1 else f"caption {index}"
-            raise ValueError(f"{which} is empty: write what the picture should show")
-    return texts
+def walk(
+    caption_a: str, caption_b: str | None, steps: int, seed: int = 0, seed_b: int | None = None, truncation: float = 1.0
+) -> list[Recipe]:
+    """The recipes of `interpolate`; raises ValueError as it does."""
+    check_count(steps, "steps", least=2)
+    shares = torch.linspace(0, 1, steps).tolist()
+    made = []
+    for share in shares:
+        captions = {} if caption_b is None else {"towards": caption_b, "share": share}
+        noises = {} if seed_b is None else {"seed_b": seed_b, "turn": share}
+        made.append(Recipe(caption_a, seed, truncation, **captions, **noises))
+    return made
 
 
-@torch.inference_mode()
-def _sentences(bridge: ClipBridge, texts: list[str], batch_size: int) -> Tensor:
-    """Captions -> sentence embeddings (captions, E); each different caption is encoded once."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    different = list(dict.fromkeys(texts))
-    tokens = bridge.tokenize(different).to(bridge.pixel_mean.device)
-    encoded = torch.cat([bridge.encode_text(part) for part in tokens.split(batch_size)])
-    index = {text: row for row, text in enumerate(different)}
-    return encoded[[index[text] for text in texts]]
+def rank(
+    generator: Generator, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
+    progress: bool = False, **settings: float | int | str | None,
+) -> Samples:  # fmt: skip
+    """Draw `make` pictures of a caption and keep the `keep` that CLIP finds most like it, best first.
 
-
-@torch.inference_mode()
-def _generate(generator: Generator, noise: Tensor, sentences: Tensor, batch_size: int) -> Tensor:
-    """Noise (N, Z), sentence embeddings (N, E) -> pictures (N, 3, H, W) on the CPU, clamped to [-1, 1]."""
-    weight = next(generator.parameters())
-    parts = []
-    for z, sentence in zip(noise.split(batch_size), sentences.split(batch_size), strict=True):
-        parts.append(generator(z.to(weight), sentence.to(weight)).float().cpu())
-    images = torch.cat(parts)
-    _check_finite(images)
-    return images.clamp(-1, 1)
-
-
-def _check_finite(images: Tensor) -> None:
-    bad = (~images.isfinite()).flatten(1).any(dim=1)
-    if bad.any():
-        raise FloatingPointError(
-            f"{int(bad.sum())} of {len(images)} pictures hold NaN or infinity: "
-            "the weights have probably diverged; take an earlier checkpoint"
-        )
-
-
-# ---------------------------------------------------------------- pictures for people
-
-
-def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
-    """Pictures (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8; pictures that are uint8 already pass through.
+    The score is the cosine of the picture's and the caption's CLIP embeddings: how well they fit in the eyes of
+    `bridge`. Where that is the CLIP whose similarity the generator was trained on, it says what pleases that CLIP,
+    and hardly anything about how sharp or true a picture is.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: as `sample`, and for a `keep` outside 1 .. `make`.
+    """
+    check_count(make, "make")
+    if not isinstance(keep, int) or not 1 <= keep <= make:
+        raise ValueError(f"keep must lie between 1 and the {make} pictures made, not {keep}")
+    return nearest(bridge, sample(generator, bridge, caption, make, seed, progress=progress, **settings), keep)
+
+
+@torch.inference_mode()
+def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
+    """The pictures whose CLIP embeddings have the largest cosines with their sentences', best first."""
+    sentence_of = _Sentences(bridge, made.recipes)
+    scores = []
+    for image, recipe in zip(made.images, made.recipes, strict=True):
+        embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1].float()  # (1, E)
+        scores.append(F.cosine_similarity(embedding, sentence_of(recipe)[None].float()).item())
+    best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
+    return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
+
+
+# ---------------------------------------------------------------- the network
+
+
+def collect(
+    generator: Generator,
+    bridge: ClipBridge,
+    recipes: Sequence[Recipe],
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Samples:
+    """All pictures of `draw` together; `progress` shows a bar."""
+    with tqdm(total=len(recipes), desc="pictures", delay=1, disable=not progress) as bar:
+        parts = []
+        for part in draw(generator, bridge, recipes, batch_size):
+            parts.append(part)
+            bar.update(len(part))
+    return Samples(torch.cat(parts), list(recipes))
+
+
+def draw(
+    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None
+) -> Iterator[Tensor]:
+    """Yield the recipes' pictures, (B, 3, H, W) on the CPU, clamped to [-1, 1], a batch at a time.
+
+    Args:
+        batch_size: by default 1 on a CPU, so that nothing but its recipe decides a picture, elsewhere 32. Larger
+            batches are faster with small networks. (A generator of kind recurrent-reference computes one condition
+            for the whole batch, as RATLIP's published code does: alone, its pictures are their own.)
+
+    Raises:
+        ValueError: for a batch size below one, or a caption of which the CLIP knows no word.
         FloatingPointError: for pictures with NaN or infinity in them.
     """
-    expected = "expected (N, 3, H, W) in [-1, 1] or (N, H, W, 3) uint8"
-    images = torch.tensor(images) if isinstance(images, np.ndarray) else images.detach().cpu()
-    ready = images.dtype == torch.uint8
-    if images.ndim != 4 or images.shape[3 if ready else 1] != 3:
-        raise ValueError(f"pictures of shape {tuple(images.shape)} and {images.dtype}: {expected}")
-    if ready:
-        return images.numpy()
-    images = images.float()
-    _check_finite(images)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round()  # (N, 3, H, W)
-    return pixels.byte().permute(0, 2, 3, 1).numpy()
+    weight = next(generator.parameters())
+    if batch_size is None:
+        batch_size = 1 if weight.device.type == "cpu" else GPU_BATCH
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    sentence_of = _Sentences(bridge, recipes)
+    for start in range(0, len(recipes), batch_size):
+        part = recipes[start : start + batch_size]
+        with torch.inference_mode():
+            noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part])  # (B, Z)
+            sentence = torch.stack([sentence_of(recipe) for recipe in part])  # (B, E)
+            images = generator(noise.to(weight), sentence.to(weight)).float().cpu()
+        check_finite(images)
+        yield images.clamp(-1, 1)
 
 
-def contact_sheet(
-    images: Tensor | np.ndarray,
-    columns: int,
-    captions: Sequence[str] | None = None,
-    scale: int = 1,
-    gap: int = 6,
-    font_size: int = 12,
-    max_lines: int = 8,
-) -> Image.Image:
-    """A grid of pictures on white.
+class _Sentences:
+    """Recipe -> sentence embedding (E,). All captions are checked at once, each is encoded once and alone when needed.
+
+    Warns of words that are not read.
+    """
+
+    def __init__(self, bridge: ClipBridge, recipes: Iterable[Recipe]) -> None:
+        self.bridge, self.found = bridge, {}
+        self.tokens = {}  # caption -> (1, context)
+        for text in dict.fromkeys(text for recipe in recipes for text in recipe.captions):
+            if unread := bridge.unread(text):
+                shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
+                room = f"longer than the {bridge.context_length} tokens that CLIP reads"
+                warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
+            self.tokens[text] = bridge.tokenize(text)
+
+    def _encoded(self, text: str) -> Tensor:
+        if text not in self.found:
+            tokens = self.tokens[text].to(self.bridge.pixel_mean.device)
+            self.found[text] = self.bridge.encode_text(tokens)[0]
+        return self.found[text]
+
+    def __call__(self, recipe: Recipe) -> Tensor:
+        first = self._encoded(recipe.caption)  # (E,)
+        return torch.lerp(first, self._encoded(recipe.towards), recipe.share) if recipe.share else first
+
+
+# ---------------------------------------------------------------- a picture made again
+
+
+def replay(png: str | Path, checkpoint: str | Path | None = None, clip_model: CLIP | None = None) -> Samples:
+    """Make a picture again from the caption, seed, settings and checkpoint noted in its file.
 
     Args:
-        images: as `to_uint8` takes them.
-        columns: pictures in a row.
-        captions: one per picture or one per row, written above it and wrapped, to `max_lines` lines at most.
-        scale: whole-number magnification.
-        gap: pixels between pictures and around them.
+        png: a file of `save_picture`, `galip sample` or the panel.
+        checkpoint: where the weights lie now, if they were moved; what they hold is compared all the same.
+        clip_model: as for `load_generator`.
+
+    Returns:
+        the one picture. On the machine that made it, it is identical to the file, pixel by pixel; where it is not
+        (other versions, another processor), a warning says by how much.
 
     Raises:
-        ValueError: for no pictures, columns or scale below one, or another number of captions.
+        ValueError: for a file without a recipe; WeightsError: for a checkpoint that is gone or has changed.
     """
-    pixels = to_uint8(images)
-    number = len(pixels)
-    if number < 1 or columns < 1 or scale < 1:
-        raise ValueError(f"pictures, columns and scale must be at least 1, not {number}, {columns}, {scale}")
-    columns = min(columns, number)
-    rows = -(-number // columns)
-    texts = [""] * number if captions is None else list(captions)
-    if len(texts) not in (number, rows):
-        raise ValueError(f"{len(texts)} captions for {number} pictures in {rows} rows: one each or one a row")
-    height, width = (side * scale for side in pixels.shape[1:3])
-    sheet_width = gap + columns * (width + gap)
-    room = width
-    if len(texts) < number:  # one a row: all the room to the first picture's
-        texts = [texts[i // columns] if i % columns == 0 else "" for i in range(number)]
-        room = sheet_width - 2 * gap
-    font = ImageFont.load_default(font_size)
-    line = font_size + 3
-    labels = [wrap(text, room, font, max_lines) for text in texts]
-    lines = [max(map(len, labels[r * columns : (r + 1) * columns])) for r in range(rows)]
-    above = [count * line + gap if count else 0 for count in lines]  # pixels of text above each row
-
-    sheet = Image.new("RGB", (sheet_width, gap + sum(above) + rows * (height + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, array in enumerate(pixels):
-        row, column = divmod(index, columns)
-        x = gap + column * (width + gap)
-        y = gap + sum(above[: row + 1]) + row * (height + gap)
-        picture = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x, y))
-        for offset, text in enumerate(reversed(labels[index]), start=1):  # from the picture upwards
-            draw.text((x, y - offset * line - 2), text, fill=(40, 40, 44), font=font)
-    return sheet
-
-
-def wrap(text: str, width: int, font: ImageFont.FreeTypeFont, max_lines: int) -> list[str]:
-    """Lines of at most `width` pixels: a word that is too long is broken, too long a text ends in '…'."""
-    lines = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-        if len(lines) > max_lines:
-            break
-    if len(lines) > max_lines:
-        last = lines[max_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: max_lines - 1], last.rstrip() + "…"]
-    return lines
-
-
-def png_bytes(image: Picture, metadata: Mapping[str, object] | None = None) -> bytes:
-    """A picture, (3, H, W) in [-1, 1], (H, W, 3) uint8 or PIL's, as a PNG that keeps `metadata` as text."""
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(to_uint8(image[None])[0])
-    info = PngInfo()
-    for key, value in (metadata or {}).items():
-        info.add_text(key, str(value))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
-
-
-def save_png(image: Picture, path: str | Path, metadata: Mapping[str, object] | None = None) -> Path:
-    """Write a picture as PNG, whole or not at all.
-
-    Args:
-        image: as `png_bytes` takes it.
-        path: a name that ends in .png; missing folders are made.
-        metadata: caption, seed, checkpoint and the like, kept in the file; `Image.open(path).text` reads it.
-
-    Raises:
-        ValueError: for another ending.
-        OSError: if the file can't be written; the message names it.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} is to be a PNG: give it a name that ends in .png")
-    data = png_bytes(image, metadata)
-    write_atomically(path, lambda stream: stream.write(data))
-    return path
+    recipe, origin = read_png(png)
+    if checkpoint is not None:
+        origin = dataclasses.replace(origin, checkpoint=str(checkpoint))
+    generator = load_generator(origin.checkpoint, clip_model, ema=origin.ema)
+    origin.check(generator, png)
+    made = collect(generator, generator.bridge, [recipe])
+    with Image.open(png) as picture:
+        before = np.asarray(picture.convert("RGB")).astype(int)  # (H, W, 3)
+    now = to_uint8(made.images)[0]
+    if before.shape != now.shape:
+        warnings.warn(f"{png} was resized since: made again at {now.shape[1]} x {now.shape[0]}", stacklevel=2)
+    elif changed := int((before != now).sum()):
+        most = abs(before - now).max()
+        warnings.warn(
+            f"{changed} of {now.size} values differ from {png}, by {most} of 255 at most: made with other versions "
+            "or on another processor, or edited since",
+            stacklevel=2,
+        )
+    return made

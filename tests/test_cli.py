@@ -37,6 +37,45 @@ def test_sample_from_the_shipped_generator(monkeypatch, tmp_path):
     assert out.read_bytes() == again.read_bytes()
 
 
+def test_every_way_of_sampling(monkeypatch, tmp_path, capsys):
+    one, again, red, blue = tmp_path / "1.png", tmp_path / "2.png", "a red bird with black wings", "a blue bird"
+    guided = ["--truncation", 0.7, "--towards", blue, "--share", 1.5]
+    galip(monkeypatch, "sample", red, "--count", 1, *guided, "--out", one)
+    galip(monkeypatch, "sample", "--replay", one, "--out", again)
+    assert one.read_bytes() == again.read_bytes()
+    galip(monkeypatch, "sample", red, "--count", 6, "--best", 2, "--out", tmp_path / "best.png")
+    assert capsys.readouterr().out.count("CLIP similarity 0.") == 2
+    galip(monkeypatch, "sample", red, blue, "--count", 3, "--out", tmp_path / "grid.png")
+    galip(monkeypatch, "sample", red, "--to-seed", 5, "--steps", 3, "--out", tmp_path / "walk.gif")
+    with Image.open(tmp_path / "walk.gif") as gif:
+        assert gif.n_frames == 4 and gif.size == (112, 112)
+    (tmp_path / "list.txt").write_text(f"{red}\n{blue}\n")
+    galip(monkeypatch, "sample", "--file", tmp_path / "list.txt", "--count", 2)
+    assert len((tmp_path / "list" / "manifest.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either one or more captions, or --file, or --replay"),
+        (["a bird", "--replay", "x.png"], "give either"),
+        (["--replay", "x.png"], "x.png"),
+        (["--file", "x.txt"], "x.txt"),
+        (["--file", "x.txt", "--best", 2], "go with captions"),
+        (["a bird", "a red bird", "--to-seed", 2], "a walk starts at one caption"),
+        (["a bird", "--towards", "a red bird", "--count", 2], "takes no --count"),
+        (["a bird", "--share", 0.5], "give --towards, too"),
+        (["a bird", "--count", 0], "count must lie between 1 and 4096, not 0"),
+        (["a bird", "--best", 0], "keep must lie between 1 and the 8"),
+        (["a bird", "--raw"], "holds one set of weights"),
+    ],
+)
+def test_sampling_options_that_do_not_go_together(monkeypatch, capsys, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(monkeypatch, capsys, "sample", *options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_resume_export_evaluate(monkeypatch, tmp_path, capsys):
     run, weights = tmp_path / "run", tmp_path / "g.safetensors"
     galip(monkeypatch, "train", *SMALL, "--out", run)
