@@ -51,7 +51,7 @@ from .training_data import Source, TrainingData
 # may change between stop and resume
 FREE_KEYS = (
     "eval.", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.evaluate_every",
-    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks",
+    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks", "data.index", "data.workers",
 )  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
 _IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
@@ -117,7 +117,8 @@ class Run:
     def data(self) -> TrainingData:
         """The training split with its captions through CLIP; made when first asked for, unless set before."""
         bar = self._bar("captions through CLIP")
-        return TrainingData(self.bridge, self.source, cache_name(self.config), progress=bar)
+        workers = self.config.data.workers
+        return TrainingData(self.bridge, self.source, cache_name(self.config), progress=bar, workers=workers)
 
     @cached_property
     def sample_captions(self) -> list[str]:
