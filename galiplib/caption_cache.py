@@ -45,31 +45,56 @@ def sentence_embeddings(
         ValueError: for an empty caption.
         OSError: if the folder can't be written.
     """
-    starts = range(0, len(captions), BATCH)
     if name is None:
+        starts = range(0, len(captions), BATCH)
         return np.concatenate([_encode(bridge, captions[start : start + BATCH]) for start in progress(starts)])
+    path = embeddings_file(bridge, captions, name, folder, progress, _digest(captions))
+    return np.memmap(path, dtype=np.float32, mode="r", shape=(len(captions), bridge.embed_dim))
+
+
+@torch.no_grad()
+def embeddings_file(
+    bridge: ClipBridge,
+    captions: Sequence[str],
+    name: str,
+    folder: str | Path,
+    progress: Callable[[range], range],
+    digest: str,
+    window: int | None = None,
+) -> Path:
+    """The file of the embeddings (U, E) of captions that may lie on disk themselves; arguments as above.
+
+    Args:
+        digest: of the captions, a part of the file's name.
+        window: captions that are read at once; those that repeat in it go through CLIP once, by default BATCH.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name}-{_text_encoder(bridge)}-"
-    path = folder / f"{stem}{_digest(captions)}.f32"
-    shape = (len(captions), bridge.embed_dim)
+    path = folder / f"{stem}{digest}.f32"
     with FileLock(folder / f".{name}.lock"):  # a second process waits for the first one's file
         if not path.is_file():
             for stale in folder.glob(f"{stem}*"):
                 if stale.stem != path.stem:
                     stale.unlink()
-            _write(bridge, captions, path, progress)
-    return np.memmap(path, dtype=np.float32, mode="r", shape=shape)
+            _write(bridge, captions, path, progress, window or BATCH)
+    return path
 
 
-def _write(bridge: ClipBridge, captions: Sequence[str], path: Path, progress: Callable[[range], range]) -> None:
+def _write(
+    bridge: ClipBridge, captions: Sequence[str], path: Path, progress: Callable[[range], range], window: int
+) -> None:
     part = path.with_suffix(".part")
-    batch_bytes = BATCH * bridge.embed_dim * 4
+    window_bytes = window * bridge.embed_dim * 4
     with open(part, "ab") as stream:
-        done = stream.tell() // batch_bytes  # whole batches of an interrupted computation
-        stream.truncate(done * batch_bytes)
-        for start in progress(range(done * BATCH, len(captions), BATCH)):
-            stream.write(_encode(bridge, captions[start : start + BATCH]).tobytes())
+        done = stream.tell() // window_bytes  # whole windows of an interrupted computation
+        stream.truncate(done * window_bytes)
+        for start in progress(range(done * window, len(captions), window)):
+            texts = captions[start : start + window]
+            different = unique_captions([texts])
+            place = {text: index for index, text in enumerate(different)}
+            found = [_encode(bridge, different[i : i + BATCH]) for i in range(0, len(different), BATCH)]
+            stream.write(np.concatenate(found)[[place[text] for text in texts]].tobytes())
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)

@@ -21,6 +21,7 @@ from .interrupts import Stopped
 from .loading import export_reference, load_generator
 from .parts import held_out_splits, make_data, pick_device
 from .runs import Run
+from .shard_writing import PER_SHARD, check_shards, make_shards
 
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
 PROFILE_HELP = f"{', '.join(profiles())}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
@@ -105,6 +106,22 @@ def data(args: argparse.Namespace) -> None:
     datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check)
 
 
+def shards(args: argparse.Namespace) -> None:
+    """Write a data set as WebDataset shards for training from disk; called again, it goes on where it stopped."""
+    if args.check:
+        print(f"{check_shards(args.out)} shards are as they were written")
+        return
+    config = configure(args)
+    try:
+        made = make_shards(config, args.out, args.per_shard, not args.no_embeddings, args.device)
+    except KeyboardInterrupt:
+        print("galip: stopped; finished shards are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    for split, opened in made.items():
+        print(f"{split}: {len(opened):,} pictures in {opened.folder}, shards: {len(opened.index.shards)}")
+    print(f"train from them: galip train --profile {args.profile} --set data.name=shards --set data.folder={args.out}")
+
+
 def fetch(args: argparse.Namespace) -> None:
     """Download the public files of a data set into data/<name>; called again, it goes on where it stopped."""
     print(datasets.download(args.name, args.folder))
@@ -152,6 +169,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--folder", type=Path, help="where it lies; by default data/<name>")
     one.add_argument("--sheet", type=Path, help="a .png of 24 pictures with captions to write")
     one.add_argument("--check", action="store_true", help="decode every picture, to find broken ones")
+    one = command("shards", shards)
+    one.add_argument("--out", type=Path, required=True, help="the folder to write train/*.tar and test/*.tar to")
+    one.add_argument("--per-shard", type=int, default=PER_SHARD, help="pictures in a shard")
+    one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu, for the embeddings")
+    one.add_argument("--no-embeddings", action="store_true", help="leave the captions' embeddings to the first run")
+    one.add_argument("--check", action="store_true", help="only compare the shards in --out with their checksums")
     one = command("download", fetch, profile=False)
     one.add_argument("name", choices=[name for name in datasets.NAMES if name != "folder"])
     one.add_argument("--folder", type=Path, help="where to put it; by default data/<name>")

@@ -27,10 +27,12 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is learned from."""
 
-    name: Literal["minibirds", "birds", "flowers", "faces", "coco", "cc3m", "cc12m", "folder"] = Field(
-        "minibirds", description="data set; 'folder': your own pictures with captions"
+    name: Literal["minibirds", "birds", "flowers", "faces", "coco", "cc3m", "cc12m", "folder", "shards"] = Field(
+        "minibirds", description="data set; 'folder': your own pictures with captions; 'shards': in .tar files"
     )
-    folder: str | None = Field(None, description="where it lies; default: data/<name>")
+    folder: str | None = Field(None, description="where it lies; default: data/<name>; shards: or dir/{000..123}.tar")
+    index: str | None = Field(None, description="shards: where index and embeddings lie; default: beside them")
+    workers: int = Field(0, ge=0, description="processes that read the pictures of coming steps; 0: none")
     image_size: int = Field(56, ge=8, description="side of the real pictures, pixels")
     train_size: int = Field(6000, ge=2, description="mini birds: pictures in the training split")
     test_size: int = Field(1000, ge=2, description="mini birds: pictures in each of the splits seen and test")

@@ -7,7 +7,6 @@ size, then a random crop is taken and flipped half the time.
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from .data_files import BadRow, Box, DataError
@@ -42,52 +42,32 @@ class Item:
     box: Box | None = None
 
 
-class Photos:
-    """One split of one data set, as `open_dataset` makes it.
+class Pictures:
+    """What all splits of photographs have in common, wherever their files lie: crops and flips, and what is left out.
 
     Attributes:
         name, split, folder, image_size: as asked for.
-        items: what can be used.
-        sizes: width and height of each item's file, pixels.
-        modes: Pillow's mode of each item's file ("RGB", "L", ...).
         left_out: what can't be used, reason -> files or keys; grows if a picture turns out undecodable.
-        cut: keys with a caption of more tokens than CLIP reads, once a caption.
     """
 
     def __init__(self, name: str, split: str, folder: Path, image_size: int) -> None:
         self.name, self.split, self.folder, self.image_size = name, split, folder, image_size
-        self.items: list[Item] = []
-        self.sizes: list[tuple[int, int]] = []
-        self.modes: list[str] = []
         self.left_out: dict[str, list[str]] = {}
-        self.cut: list[str] = []
         self.short_side = round(image_size * 76 / 64)
-        self._bad_rows: set[int] = set()
+        self._bad_rows: dict[int, BadRow] = {}
         self._kept: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.items)
-
-    @cached_property
-    def captions(self) -> list[list[str]]:
-        """The captions of every item; items may have different numbers of them."""
-        return [list(item.captions) for item in self.items]
-
-    @property
-    def good_rows(self) -> list[int]:
-        """The rows that have not turned out undecodable so far."""
-        return [row for row in range(len(self)) if row not in self._bad_rows]
+        raise NotImplementedError
 
     def picture(self, index: int) -> Image.Image:
-        """An item's picture as RGB, cropped to its box if it has one, in full resolution.
+        """A picture as RGB; raises BadRow naming the file, if it can't be decoded."""
+        raise NotImplementedError
 
-        Raises:
-            DataError: naming the file, if it can't be decoded.
-        """
-        item = self.items[index]
-        image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
-        return image if item.box is None else image.crop(square_around(item.box, image.size, item.image))
+    @property
+    def fits_memory(self) -> bool:
+        """Whether all resized pictures together are few enough to be kept."""
+        return False
 
     def pixels(
         self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
@@ -125,6 +105,86 @@ class Photos:
             batch[index] = crop[:, ::-1] if flip > 0.5 else crop
         return batch, np.array([row for row, _ in found], dtype=np.int64)
 
+    def leave_out(self, error: BadRow) -> None:
+        """Note what can't be used, and why."""
+        path = error.path
+        inside = isinstance(path, Path) and path.is_relative_to(self.folder)
+        name = path.relative_to(self.folder).as_posix() if inside else str(path)
+        self.left_out.setdefault(error.reason, []).append(name)
+
+    def _drop(self, row: int, error: BadRow) -> None:
+        if self._bad_rows.setdefault(row, error) is error:  # one thread wins
+            self.leave_out(error)
+            warnings.warn(f"left out: {error}", stacklevel=3)
+
+    def _readable(self, row: int) -> tuple[int, np.ndarray]:
+        """The first row from `row` on that can be decoded, and its resized picture (h, w, 3)."""
+        for step in range(len(self)):
+            candidate = (int(row) + step) % len(self)
+            if candidate in self._bad_rows:
+                continue
+            try:
+                return candidate, self.resized(candidate)
+            except BadRow as error:
+                self._drop(candidate, error)
+        raise self._none_left()
+
+    def _none_left(self) -> DataError:
+        return DataError(f"none of the {len(self):,} pictures of {self.name} {self.split} can be decoded")
+
+    def resized(self, row: int) -> np.ndarray:
+        """A picture (h, w, 3) uint8, its short side resized to 76/64 of the image size; raises BadRow."""
+        if row in self._kept:
+            return self._kept[row]
+        image, short = self.picture(row), self.short_side
+        long = int(short * max(image.size) / min(image.size))
+        size = (short, long) if image.width <= image.height else (long, short)
+        resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))  # (h, w, 3)
+        if self.fits_memory:
+            self._kept[row] = resized
+        return resized
+
+
+class Photos(Pictures):
+    """One split of one data set, as `open_dataset` makes it.
+
+    Attributes:
+        items: what can be used.
+        sizes: width and height of each item's file, pixels.
+        modes: Pillow's mode of each item's file ("RGB", "L", ...).
+        cut: keys with a caption of more tokens than CLIP reads, once a caption.
+    """
+
+    def __init__(self, name: str, split: str, folder: Path, image_size: int) -> None:
+        super().__init__(name, split, folder, image_size)
+        self.items: list[Item] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.modes: list[str] = []
+        self.cut: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of every item; items may have different numbers of them."""
+        return [list(item.captions) for item in self.items]
+
+    @property
+    def good_rows(self) -> list[int]:
+        """The rows that have not turned out undecodable so far."""
+        return [row for row in range(len(self)) if row not in self._bad_rows]
+
+    def picture(self, index: int) -> Image.Image:
+        """An item's picture as RGB, cropped to its box if it has one, in full resolution.
+
+        Raises:
+            DataError: naming the file, if it can't be decoded.
+        """
+        item = self.items[index]
+        image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
+        return image if item.box is None else image.crop(square_around(item.box, image.size, item.image))
+
     def check(self, progress: bool = True) -> int:
         """Decode every picture -> how many can't be; those are left out with a warning each.
 
@@ -152,49 +212,9 @@ class Photos:
             line += f"; {len(self.cut):,} captions are longer than CLIP reads and will be cut ({some(self.cut)})"
         return line
 
-    def leave_out(self, error: BadRow) -> None:
-        """Note what can't be used, and why."""
-        path = error.path
-        inside = isinstance(path, Path) and path.is_relative_to(self.folder)
-        name = path.relative_to(self.folder).as_posix() if inside else str(path)
-        self.left_out.setdefault(error.reason, []).append(name)
-
-    def _drop(self, row: int, error: BadRow) -> None:
-        with self._lock:
-            if row in self._bad_rows:
-                return
-            self._bad_rows.add(row)
-            self.leave_out(error)
-        warnings.warn(f"left out: {error}", stacklevel=3)
-
-    def _readable(self, row: int) -> tuple[int, np.ndarray]:
-        """The first row from `row` on that can be decoded, and its resized picture (h, w, 3)."""
-        for step in range(len(self)):
-            candidate = (int(row) + step) % len(self)
-            if candidate in self._bad_rows:
-                continue
-            try:
-                return candidate, self._resized(candidate)
-            except BadRow as error:
-                self._drop(candidate, error)
-        raise self._none_left()
-
-    def _none_left(self) -> DataError:
-        return DataError(f"none of the {len(self):,} pictures of {self.name} {self.split} can be decoded")
-
-    def _resized(self, row: int) -> np.ndarray:
-        if row in self._kept:
-            return self._kept[row]
-        image, short = self.picture(row), self.short_side
-        long = int(short * max(image.size) / min(image.size))
-        size = (short, long) if image.width <= image.height else (long, short)
-        resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))  # (h, w, 3)
-        if self._fits_memory:
-            self._kept[row] = resized
-        return resized
-
     @cached_property
-    def _fits_memory(self) -> bool:
+    def fits_memory(self) -> bool:
+        """Whether all resized pictures together are small enough to be kept."""
         shapes = np.array(self.sizes)
         return 3 * self.short_side**2 * (shapes.max(1) / shapes.min(1)).sum() <= KEEP_BYTES
 
@@ -205,6 +225,8 @@ def _place(room: int, share: float | None) -> int:
 
 
 def _cpus() -> int:
+    if get_worker_info():  # one of several processes that read ahead
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

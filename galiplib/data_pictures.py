@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -31,14 +32,17 @@ def read_header(path: Path) -> tuple[tuple[int, int], str]:
     return size, mode
 
 
-def read_image(path: Path, upright: bool = True) -> Image.Image:
+def read_image(path: Path, upright: bool = True, content: bytes | None = None) -> Image.Image:
     """Decode a picture as RGB, transparency on white, turned as its EXIF says if `upright`.
+
+    Args:
+        content: of the file, if it has been read already; then `path` is a name for messages.
 
     Raises:
         BadRow: if it can't be decoded.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.size, path)
             image.load()
             return to_rgb(_upright(image) if upright else image)

@@ -12,6 +12,7 @@ from .clip_bridge import CLIP, ClipBridge
 from .clip_files import load_clip
 from .config import Config, ConfigError
 from .datasets import open_dataset
+from .shards import open_shards
 from .training_data import Source
 
 SAMPLE_CAPTIONS = (
@@ -53,7 +54,7 @@ def held_out_splits(config: Config) -> tuple[str, ...]:
 
 
 def make_data(config: Config, split: str = "train", progress=iter) -> Source:
-    """A split of the configured data set: mini birds are rendered, photographs opened.
+    """A split of the configured data set: mini birds are rendered, photographs and shards opened.
 
     Args:
         progress: wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, unless it is `iter`.
@@ -62,6 +63,10 @@ def make_data(config: Config, split: str = "train", progress=iter) -> Source:
     if data.name == "minibirds":
         count = data.train_size if split == "train" else data.test_size
         return minibirds.build(split, count, data.image_size, data.seed, progress)
+    if data.name == "shards":
+        if data.folder is None:
+            raise ConfigError("data.name = 'shards' needs data.folder: the folder of the shards, or a pattern of them")
+        return open_shards(data.folder, split, data.image_size, data.index, progress is not iter)
     return open_dataset(data.name, data.folder, split, data.image_size, progress is not iter)
 
 

@@ -53,7 +53,7 @@ from .training_data import Source, TrainingData
 # may change between stop and resume
 FREE_KEYS = (
     "eval.", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.evaluate_every",
-    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks",
+    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks", "data.index", "data.workers",
 )  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
 _IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
@@ -128,7 +128,7 @@ class Run:
         """The training split with its captions through CLIP; made when first asked for, unless set before."""
         bar, name = self._bar("captions through CLIP"), cache_name(self.config)
         with self._one_by_one():
-            return TrainingData(self.bridge, self.source, name, progress=bar)
+            return TrainingData(self.bridge, self.source, name, progress=bar, workers=self.config.data.workers)
 
     @cached_property
     def sample_captions(self) -> list[str]:

@@ -367,10 +367,10 @@ def test_a_bad_evaluation_goes_back_to_the_best(opened, monkeypatch):
     distances = {(2, 0): 10.0, (4, 0): 35.0, (4, 1): 8.0, (6, 1): 9.0}
     run = opened(train__evaluate_every=2, train__rollback_factor=3.0)
 
-    def measured(*args):
+    def measured(run):
         return {"frechet_distance": distances[run.step + 1, run.guard.rollbacks]}
 
-    monkeypatch.setattr("galiplib.runs.measure_generator", measured)
+    monkeypatch.setattr("galiplib.runs.Run._measure", measured)
     first = run.data.batch(3, 4, run.config.train.seed)[0]
     with pytest.warns(UserWarning, match="distance of 35, more than 3 times the best one, 10 at step 2. Back to"):
         list(run.train())
