@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import shlex
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,8 @@ def train(args: argparse.Namespace) -> None:
         sys.exit(128 + stop.signal)
     if args.export:
         metrics = measure_generator(run.networks.ema, run.bridge, config).record()
-        run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
+        if run.team.leads:
+            run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -191,8 +195,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run a command; what a user can mend ends in one line and exit status 2."""
     args = parser().parse_args()
+    # of several processes of one training, the first one talks
+    told = nullcontext() if os.environ.get("RANK", "0") == "0" else redirect_stdout(io.StringIO())
     try:
-        args.run(args)
+        with told:
+            args.run(args)
     except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError, ImportError) as error:
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
