@@ -64,7 +64,7 @@ def sample(
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
     Picture i of a caption has the seed `seed + i`, so it is the same (up to rounding) whatever the count, the
-    other captions and the batch size.
+    other captions and the batch size; but for `conditioning: recurrent-reference`, which warns of it.
 
     Raises:
         ValueError: for an empty caption, or a count, seed or batch size out of range.
