@@ -214,14 +214,14 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
         base, variant = profile, None
     content = _read(base)
     values = {key: dict(section or {}) for key, section in content.items() if key != "variants"}
-    name = Path(base).stem
+    called = Path(base).stem
     if variant is not None:
         known = content.get("variants", {})
         if variant not in known:
-            raise ConfigError(f"profile {name} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
+            raise ConfigError(f"profile {called} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
         for section, changes in known[variant].items():
             values[section] = {**values.get(section, {}), **changes}
-        name = f"{name}:{variant}"
+        called = f"{called}:{variant}"
     pairs = _pairs(overrides)
     if ("train.recipe", "paper") in pairs:
         values["train"] = {**values.get("train", {}), **PAPER}
@@ -229,7 +229,7 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
         section, _, name = key.partition(".")
         _check_key(key)
         values.setdefault(section, {})[name] = value
-    return build_config({"profile": name, **values})
+    return build_config({"profile": called, **values})
 
 
 def _read(profile: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def ab(
         for name, changes in variants.items()
     }
     rows = []
-    with tqdm(total=len(runs) * steps, desc="A/B", unit="step", disable=not progress) as bar:
+    with tqdm(total=len(runs) * steps, desc="A/B", unit="step", mininterval=1, disable=not progress) as bar:
         for (name, seed), config in runs.items():
             bar.set_postfix_str(f"{name}, seed {seed}")
             path = Path(folder) / f"{name.replace(' ', '_')}_seed{seed}.json"

@@ -1,4 +1,4 @@
-"""Networks from files, whoever wrote them: our run folders, checkpoints and exports, and the authors' checkpoints."""
+"""Networks from files, whoever wrote them: our run folders, checkpoints and exports, GALIP's and RATLIP's authors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_generator(
 
     Args:
         path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
-            `Run.export`, or a `state_epoch_*.pth` of GALIP's authors. What a file is, is read from its content.
+            `Run.export`, or a `state_epoch_*.pth` of GALIP's or RATLIP's authors. The content says what a file is.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions.
         ema: the averaged weights of a run or checkpoint; False for those in training. Other files hold one set only.
@@ -60,7 +60,7 @@ def load_discriminator(
     """Discriminator and head in eval mode: head(discriminator(tapped (B, taps, W, g, g)), sentence (B, E)) -> (B,).
 
     Args:
-        path: a run folder, one of its checkpoints, or a `state_epoch_*.pth` of GALIP's authors.
+        path: a run folder, one of its checkpoints, or a `state_epoch_*.pth` of GALIP's or RATLIP's authors.
         clip_model: as in `load_generator`.
 
     Raises:

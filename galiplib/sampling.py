@@ -71,7 +71,8 @@ def sample(
 ) -> Samples:
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
-    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions.
+    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions;
+    but for `conditioning: recurrent-reference`, which warns of it.
 
     Args:
         batch_size: pictures that pass through the network together; see `draw`.

@@ -31,7 +31,7 @@ def test_variant_lies_between_profile_and_override():
     config = load_config("birds:ratlip", ["train.max_steps=7"])
     assert (config.model.conditioning, config.model.attention) == ("recurrent", True)
     assert config.train.batch_size == 16 and load_config("birds").train.batch_size == 32
-    assert config.train.max_steps == 7 and config.clip.name == "ViT-B/32"
+    assert config.train.max_steps == 7 and config.clip.name == "ViT-B/32" and config.profile == "birds:ratlip"
     assert load_config("birds:ratlip-reference").model.conditioning == "recurrent-reference"
 
 
