@@ -60,12 +60,12 @@ def structure(name: str) -> Figure:
     for key, (x, y, text) in boxes.items():
         fill, edge = ("#fff0d9", ORANGE) if key in lit else ("white", "#c3c8cf")
         frame = {"boxstyle": "circle,pad=0.25" if text == "+" else "round,pad=0.55", "fc": fill, "ec": edge, "lw": 1.5}
-        drawn[key] = ax.text(x, y, text, ha="center", va="center", fontsize=11, bbox=frame, linespacing=1.2, zorder=3)
-    figure.canvas.draw()  # sizes the boxes, which the arrows end at
+        drawn[key] = ax.text(x, y, text, ha="center", va="center", fontsize=11, bbox=frame, linespacing=1.2, zorder=2)
     for start, end in (pair.split() for pair in arrows.split(", ")):
         style = {"arrowstyle": "-|>", "color": INK, "lw": 1.5, "mutation_scale": 14}
         style |= {"patchA": drawn[start].get_bbox_patch(), "patchB": drawn[end].get_bbox_patch()}
-        ax.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=style, zorder=2)
+        # drawn after the boxes, which get their size when they are drawn
+        ax.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=style, zorder=3)
     return figure
 
 
@@ -103,6 +103,6 @@ def picture_table(
         if row == 0:
             ax.set_title(labels[column], fontsize=9, weight="normal", pad=3, loc="center", linespacing=1.15)
         if column == 0:
-            text = textwrap.fill(rows[row], 22)
+            text = "\n".join(textwrap.fill(line, 22) for line in rows[row].split("\n"))
             figure.text((left - 0.1) / size[0], (y + side / 2) / size[1], text, ha="right", va="center", fontsize=9)
     return figure
