@@ -31,8 +31,8 @@ class Controls:
             tooltip="off: the weights in training, of a run folder",
         )  # fmt: skip
         self.again = _button("Look again", "search the folder for checkpoints made meanwhile")
-        self.train = _button("Train one, a minute", "a short training of your own")
-        self.train.layout.width = "145px"
+        self.train = _button("Train a minute", "a short training of your own")
+        self.train.layout.width = "125px"
         self.examples = ipywidgets.Dropdown(
             options=[("choose one …", ""), *((text, text) for text in examples)], description="Examples", style=LABEL,
             layout=FULL, disabled=not examples,

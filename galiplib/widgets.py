@@ -251,9 +251,14 @@ class _Sampler:
         c = self.controls
         paths = ["mini", self.origin.checkpoint, *map(str, find_checkpoints(self.folder))]
         with self._by_itself():
-            c.checkpoint.options = [("mini (shipped)" if p == "mini" else p, p) for p in dict.fromkeys(paths)]
+            c.checkpoint.options = [(self._label(path), path) for path in dict.fromkeys(paths)]
             c.checkpoint.value, c.averaged.value = self.origin.checkpoint, self.origin.ema
         c.averaged.disabled = not Path(self.origin.checkpoint).is_dir()
+
+    def _label(self, path: str) -> str:
+        if path == "mini":
+            return "mini (shipped)"
+        return str(Path(path).relative_to(self.folder)) if Path(path).is_relative_to(self.folder) else path
 
     def _load(self) -> None:
         """Take the weights that the controls name; if that fails, the controls go back to those in use."""

@@ -287,7 +287,7 @@ def test_the_checkpoint_is_chosen_in_the_panel(trained, tmp_path):
     folder, config = trained
     panel = widgets.sampler_panel(load_generator(), folder=tmp_path, training=config)
     choice = find(panel, "checkpoint")
-    assert choice.options == (("mini (shipped)", "mini"), (str(folder), str(folder)))
+    assert choice.options == (("mini (shipped)", "mini"), ("some/run", str(folder)))
     assert find(panel, "averaged").disabled
     shipped = pictures(panel)
     choice.value = str(folder)
