@@ -413,3 +413,24 @@ def check_overflow_norm(fn: Callable[[float, float, float], float]) -> str:
             near = (hint for hint, wrong in mistakes.items() if math.isclose(found, wrong, rel_tol=1e-3))
             raise CheckFailed(said + next(near, f"expected {right:.4f}, got {found:.4f}"))
     return "passed: fp16 ends at a norm of 5.66, behind a loss scale of 16,384 at 1.12"
+
+
+def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
+    """`fn(x (B, 2 * n, H, W)) -> (B, 2 * n, H, W)`: channel i of the first half beside channel i of the second."""
+    for half in (2, 3):
+        x = torch.arange(2.0 * 2 * half * 2).reshape(2, 2 * half, 1, 2)
+        value = _call(fn, x)
+        if value is None:
+            return NOT_TRIED
+        _check_tensor(value, (2, 2 * half, 1, 2), {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"})
+        right = torch.stack([x[:, :half], x[:, half:]], dim=2).flatten(1, 2)
+        mistakes = {
+            "nothing has moved: the axes of half and place have to change places before they are flattened": x,
+            "neighbours were put apart; the other way round, the halves belong side by side": (
+                x.unflatten(1, (half, 2)).transpose(1, 2).flatten(1, 2)
+            ),
+            "the halves have changed places, but are not mixed": x.roll(half, 1),
+            "the second half comes first in every pair": torch.stack([x[:, half:], x[:, :half]], dim=2).flatten(1, 2),
+        }
+        _compare(value, right, {hint: wrong for hint, wrong in mistakes.items() if not torch.equal(wrong, right)})
+    return "passed: 0 n 1 n+1 2 n+2 ..."

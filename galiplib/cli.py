@@ -13,7 +13,7 @@ import torch
 
 from . import cli_sampling, clip_training, datasets
 from .clip_files import load_clip
-from .config import Config, ConfigError, changed, load_config, profiles, valid_keys
+from .config import Config, ConfigError, changed, load_config, profiles, valid_keys, variants
 from .evaluation import compare, measure_folder, measure_generator
 from .files import WeightsError, write_json
 from .guards import TrainingFailed
@@ -22,7 +22,8 @@ from .loading import export_reference, load_generator
 from .parts import held_out_splits, make_data, pick_device
 from .runs import Run
 
-WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's authors"
+WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
+PROFILE_HELP = f"{', '.join(profiles())}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 
 
@@ -43,7 +44,8 @@ def configure(args: argparse.Namespace) -> Config:
 def describe(args: argparse.Namespace) -> None:
     """Print every key with its value and meaning."""
     config = load_config(args.profile, args.set)
-    print(f"profile {config.profile} (available: {', '.join(profiles())})")
+    named = [f"{name}:{variant}" for name in profiles() for variant in variants(name)]
+    print(f"profile {config.profile} (available: {', '.join(profiles() + named)})")
     for key, meaning in valid_keys().items():
         section, name = key.split(".")
         print(f"{key:24} {str(getattr(getattr(config, section), name)):14} {meaning}")
@@ -62,7 +64,8 @@ def train_clip(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
     config = configure(args)
-    run = Run(args.out, config, args.device, allow_changes=args.allow_changes)
+    out = args.out or Path("outputs") / config.folder / "train"
+    run = Run(out, config, args.device, allow_changes=args.allow_changes)
     if run.step:
         print(f"going on from step {run.step}" if not run.finished else f"complete: {run.step} steps")
     try:
@@ -122,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
         one.set_defaults(run=run)
         if profile:
-            one.add_argument("--profile", default="mini", help=f"{', '.join(profiles())}, or a .yaml file")
+            one.add_argument("--profile", default="mini", help=PROFILE_HELP)
             one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, repeatable")
         return one
 
@@ -165,8 +168,6 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run a command; what a user can mend ends in one line and exit status 2."""
     args = parser().parse_args()
-    if args.command == "train" and args.out is None:
-        args.out = Path("outputs") / Path(args.profile).stem / "train"
     try:
         args.run(args)
     except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError, ImportError) as error:

@@ -1,7 +1,8 @@
 """Typed configuration: one model per concern, named profiles, explicit overrides.
 
-Precedence: defaults < profile YAML < override; the override `train.recipe=paper` stands for the authors' settings and
-comes before the other overrides. Unknown profiles and keys are errors that list the valid ones.
+Precedence: defaults < profile YAML < its variant, if one is named (`birds:ratlip`) < override; the override
+`train.recipe=paper` stands for the authors' settings and comes before the other overrides. Unknown profiles, variants
+and keys are errors that list the valid ones.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class ClipConfig(Section):
 class ModelConfig(Section):
     """Generator and discriminator."""
 
-    conditioning: Literal["affine"] = Field("affine", description="how the caption enters the generator's blocks")
+    conditioning: Literal["affine", "recurrent", "recurrent-reference"] = Field(
+        "affine", description="how captions reach the affines: GALIP's way, RATLIP's, or its published code's"
+    )
+    attention: bool = Field(False, description="RATLIP's batch norm and shuffle attention behind the convolutions")
     channels: int = Field(64, ge=1, description="nf: channels of the generator's last block")
     noise_dim: int = Field(100, ge=1, description="z: length of the noise vector")
     image_size: int | Literal["reference"] = Field(
@@ -70,6 +74,15 @@ class ModelConfig(Section):
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        if self.attention and (self.channels % 2 or self.code_channels % 2):
+            raise ValueError(
+                f"model.attention needs even model.channels and model.code_channels, not {self.channels} and "
+                f"{self.code_channels}"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -148,14 +161,30 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    @property
+    def folder(self) -> str:
+        """What a folder of this profile's results is called."""
+        return folder_of(self.profile)
+
 
 SECTIONS = ("data", "clip", "model", "train", "eval")
+YAML = (".yaml", ".yml")
 
 
 def profiles() -> list[str]:
     """The names of the profiles that ship with the package."""
     names = [path.name for path in resources.files("galiplib.profiles").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def folder_of(profile: str) -> str:
+    """What a folder of a profile's results is called: birds -> birds, birds:ratlip -> birds-ratlip, a/b.yaml -> b."""
+    return (Path(profile).stem if profile.endswith(YAML) else profile).replace(":", "-")
+
+
+def variants(profile: str) -> list[str]:
+    """The names of a profile's variants, each chosen as `profile:variant`."""
+    return list(_read(profile).get("variants", {}))
 
 
 def valid_keys() -> dict[str, str]:
@@ -171,19 +200,26 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     """The configuration of a profile with overrides.
 
     Args:
-        profile: a shipped name (`profiles()`) or the path of a YAML file with the same sections.
+        profile: a shipped name (`profiles()`) or the path of a YAML file with the same sections; of either a variant
+            (`variants()`) by its name behind a colon: "birds:ratlip".
         overrides: `{"train.max_steps": 100}` or `["train.max_steps=100"]` (values are read as YAML).
 
     Raises:
-        ConfigError: for an unknown profile or key, or a value that does not fit; it names what would be right.
+        ConfigError: for an unknown profile, variant or key, or a value that does not fit; it names what would be right.
     """
-    if profile in profiles():
-        text = resources.files("galiplib.profiles").joinpath(f"{profile}.yaml").read_text()
-    elif profile.endswith((".yaml", ".yml")) and Path(profile).is_file():
-        text = Path(profile).read_text()
-    else:
-        raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
-    values = {key: dict(section or {}) for key, section in (yaml.safe_load(text) or {}).items()}
+    base, colon, variant = profile.rpartition(":")
+    if not colon or profile.endswith(YAML):  # a colon in a path is the path's
+        base, variant = profile, None
+    content = _read(base)
+    values = {key: dict(section or {}) for key, section in content.items() if key != "variants"}
+    name = Path(base).stem
+    if variant is not None:
+        known = content.get("variants", {})
+        if variant not in known:
+            raise ConfigError(f"profile {name} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
+        for section, changes in known[variant].items():
+            values[section] = {**values.get(section, {}), **changes}
+        name = f"{name}:{variant}"
     pairs = _pairs(overrides)
     if ("train.recipe", "paper") in pairs:
         values["train"] = {**values.get("train", {}), **PAPER}
@@ -191,7 +227,18 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
         section, _, name = key.partition(".")
         _check_key(key)
         values.setdefault(section, {})[name] = value
-    return build_config({"profile": Path(profile).stem, **values})
+    return build_config({"profile": name, **values})
+
+
+def _read(profile: str) -> dict[str, Any]:
+    """The content of a profile's file."""
+    if profile in profiles():
+        text = resources.files("galiplib.profiles").joinpath(f"{profile}.yaml").read_text()
+    elif profile.endswith(YAML) and Path(profile).is_file():
+        text = Path(profile).read_text()
+    else:
+        raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
+    return yaml.safe_load(text) or {}
 
 
 def build_config(values: dict[str, Any]) -> Config:

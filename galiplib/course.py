@@ -30,6 +30,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"the course runner needs {error.name}: pip install 'galiplib[notebooks]'") from error
 
+from .config import folder_of
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 DEMO = ["01", "05", "06", "07"]
 RUNNER_PARAMETERS = ("profile", "out")  # every notebook has these; set with --profile and --out
@@ -215,7 +217,7 @@ def run_notebook(notebook: Notebook, executed: Path, parameters: dict[str, Any])
 def run_course(selected: list[Notebook], profile: str, out: Path, values: dict[str, Any]) -> None:
     """Runs the notebooks in order. Raises CourseError before the first, NotebookFailed when one fails."""
     check_values(selected, values)
-    folder = out / profile
+    folder = out / folder_of(profile)
     prepare_folder(folder / "notebooks")
     record = folder / "course.json"
     entries = read_record(record)
@@ -268,7 +270,7 @@ def print_results(folder: Path) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; argparse itself exits with 2 on a bad one."""
     running = argparse.ArgumentParser(add_help=False)
-    running.add_argument("--profile", default="mini", help="default: %(default)s")
+    running.add_argument("--profile", default="mini", help="birds, birds:ratlip, ...; default: %(default)s")
     running.add_argument("--out", type=Path, default=Path("outputs"), help="folder, default: %(default)s")
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     running.add_argument("-p", dest="values", **pair, help="set a parameter (see list); may be repeated")
@@ -293,7 +295,7 @@ def main(argv: list[str] | None = None, folder: Path = NOTEBOOKS) -> int:
         out = args.out.absolute()
         run_course(selected, args.profile, out, {name: parse_value(text) for name, text in args.values})
         if args.command == "demo":
-            print_results(out / args.profile)
+            print_results(out / folder_of(args.profile))
     except (CourseError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, CourseError) else 1

@@ -1,12 +1,28 @@
-"""GALIP's generator: noise and caption -> fusion blocks -> frozen CLIP with prompts -> generator blocks -> picture."""
+"""The generator: noise and caption -> fusion blocks -> frozen CLIP with prompts -> generator blocks -> picture.
+
+GALIP's and RATLIP's differ in how the caption reaches the affines (`model.conditioning`) and in what stands behind the
+convolutions (`model.attention`); everything else is the same.
+"""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import SLOPE, FusionBlock, GeneratorBlock
+from .blocks import (
+    AFFINES,
+    SLOPE,
+    STATE_DIM,
+    Affine,
+    BatchAffine,
+    FusionBlock,
+    GeneratorBlock,
+    RecurrentCondition,
+    hand_out,
+)
 from .clip_bridge import ClipBridge
 from .config import ModelConfig
 
@@ -49,6 +65,9 @@ def block_channels(channels: int, blocks: int) -> list[tuple[int, int]]:
 class Generator(nn.Module):
     """Noise (B, Z) and sentence embedding (B, E) -> picture (B, 3, H, W), about [-1, 1] (no tanh).
 
+    In eval mode a picture does not depend on its neighbours in the batch, but for `conditioning: recurrent-reference`,
+    which keeps RATLIP's published function (see `BatchAffine`) and warns of it once.
+
     The CLIP is the caller's and frozen: it is neither registered as a submodule nor part of the state dict.
     """
 
@@ -63,16 +82,28 @@ class Generator(nn.Module):
         self.image_size = sizes[-1]
         self.code_shape = (code, bridge.grid, bridge.grid)
 
+        self.batch_dependent = config.conditioning == "recurrent-reference"
+        self._warned = False
+        affine = BatchAffine if self.batch_dependent else Affine  # in the fusion blocks only, as published
+        # the width of what a block's affines get
+        given_dim = STATE_DIM if config.conditioning == "recurrent" else condition_dim
+
         self.code = nn.Linear(config.noise_dim, code * bridge.grid**2)
-        self.fusion = nn.ModuleList(FusionBlock(condition_dim, code) for _ in range(config.fusion_blocks))
+        self.fusion = nn.ModuleList(
+            FusionBlock(given_dim, code, affine, config.attention) for _ in range(config.fusion_blocks)
+        )
         self.to_clip = nn.Conv2d(code, bridge.width, 5, padding=2)
         self.prompts = nn.Linear(condition_dim, bridge.prompt_layers * bridge.width)
         self.from_clip = nn.Conv2d(bridge.width, channels[0][0], 5, padding=2)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(condition_dim, *widths, size, config.smooth_shortcut)
+            GeneratorBlock(given_dim, *widths, size, config.smooth_shortcut, config.attention)
             for widths, size in zip(channels, sizes, strict=True)
         )
         self.to_rgb = nn.Conv2d(channels[-1][1], 3, 3, padding=1)
+        self.recurrent = None
+        if config.conditioning == "recurrent":
+            steps = AFFINES * (len(self.fusion) + len(self.blocks))
+            self.recurrent = RecurrentCondition(config.noise_dim, bridge.embed_dim, steps)
 
     @property
     def bridge(self) -> ClipBridge:
@@ -80,13 +111,25 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
         """(B, Z), (B, E) -> (B, 3, H, W)."""
+        self._warn_of_neighbours(len(noise))
         condition = torch.cat([noise, sentence], dim=1)  # (B, Z + E)
+        given = condition if self.recurrent is None else self.recurrent(noise, sentence)  # or (B, affines, STATE_DIM)
+        given = iter(hand_out(given, len(self.fusion) + len(self.blocks)))  # block by block
         x = self.code(noise).unflatten(1, self.code_shape)  # (B, code, g, g)
         for block in self.fusion:
-            x = block(x, condition)
+            x = block(x, next(given))
         entering = self.to_clip(x)  # (B, W, g, g)
         prompts = self.prompts(condition).unflatten(1, (-1, self.bridge.width))  # (B, P, W)
         x = self.from_clip(entering + BRIDGE_SHARE * self.bridge.map_features(entering, prompts))  # (B, 8 nf, g, g)
         for block in self.blocks:
-            x = block(x, condition)  # (B, channels, size, size)
+            x = block(x, next(given))  # (B, channels, size, size)
         return self.to_rgb(F.leaky_relu(x, SLOPE))  # (B, 3, H, W)
+
+    def _warn_of_neighbours(self, batch: int) -> None:
+        if self.batch_dependent and not self.training and batch > 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "model.conditioning = 'recurrent-reference' reads a batch as a sequence, as RATLIP's published code "
+                "does: pictures depend on the others of their batch and on their order; draw them one by one",
+                stacklevel=4,
+            )

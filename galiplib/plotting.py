@@ -102,7 +102,7 @@ def image_grid(
     gap = 0.07
     side = side or min(10.5 / columns - gap, 1.9)
     size = float(np.clip(4.6 * side, 6.5, 9))
-    letters = max(6, int(side * 72 / size / 0.52))  # of this size on a line
+    letters = max(6, int(side * 72 / size / 0.57))  # of this size on a line
     labels = [textwrap.fill(str(title), letters) for title in titles or []]
     lines = max((label.count("\n") + 1 for label in labels), default=0)
     tile = side * pixels.shape[1] / pixels.shape[2]

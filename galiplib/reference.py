@@ -1,4 +1,4 @@
-"""The checkpoint format of GALIP's authors: reading it into our networks, and writing it back.
+"""The checkpoint format of GALIP's and RATLIP's authors: reading it into our networks, and writing it back.
 
 `torch.save({"model": {"netG": ..., "netD": ..., "netC": ...}, "optimizers": {"optimizer_G": ..., "optimizer_D": ...},
 "epoch": n})`; saved under DDP, every name starts with `module.`. netG holds the blocks of the frozen CLIP vision tower;
@@ -7,7 +7,6 @@ netD holds shortcuts (`DBlocks.*.conv_s`) that no computation uses, kept here so
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,68 +20,7 @@ from .config import Config, build_config
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .files import WeightsError, fit, load_torch, write_atomically
 from .generator import REFERENCE_SIZES, Generator
-
-TOWER = "mapping.CLIP_ViT."
-UNUSED = re.compile(r"DBlocks\.\d+\.conv_s\.")
-
-AFFINE = (
-    (".fc_gamma.linear1.", ".gamma.0."), (".fc_gamma.linear2.", ".gamma.2."),
-    (".fc_beta.linear1.", ".beta.0."), (".fc_beta.linear2.", ".beta.2."),
-)  # fmt: skip
-COLLECT = ((".conv_r.", ".residual."), (".conv_s.", ".shortcut."))
-# network -> (their prefix, our prefix, what differs behind it), in the order of their modules
-NAMES: dict[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]] = {
-    "netG": (
-        ("fc_code.", "code.", ()),
-        ("mapping.FBlocks.", "fusion.", AFFINE),
-        ("mapping.conv_fuse.", "to_clip.", ()),
-        (TOWER, TOWER, ()),
-        ("mapping.conv.", "from_clip.", ()),
-        ("mapping.fc_prompt.", "prompts.", ()),
-        ("GBlocks.", "blocks.", (*AFFINE, (".c1.", ".conv1."), (".c2.", ".conv2."), (".c_sc.", ".shortcut."))),
-        ("to_rgb.1.", "to_rgb.", ()),
-    ),
-    "netD": (("DBlocks.", "collect.", COLLECT), ("main.", "reduce.", COLLECT)),
-    "netC": (("joint_conv.0.", "joint.", ()), ("joint_conv.2.", "logit.", ())),
-}
-BLOCK_ORDER = ("gamma", "beta", "c1", "c2", "fuse1", "fuse2", "c_sc", "conv_r", "conv_s")
-
-
-def to_ours(network: str, name: str) -> str:
-    """Their name of a parameter -> ours; a name that is none of theirs stays as it is."""
-    for theirs, ours, inner in NAMES[network]:
-        if name.startswith(theirs):
-            name = ours + name[len(theirs) :]
-            for before, after in inner:
-                name = name.replace(before, after)
-            break
-    return name
-
-
-def to_theirs(network: str, name: str) -> str:
-    """Our name of a parameter -> theirs.
-
-    Raises:
-        KeyError: for a parameter that their network does not have.
-    """
-    for theirs, ours, inner in NAMES[network]:
-        if name.startswith(ours):
-            name = theirs + name[len(ours) :]
-            for after, before in inner:
-                name = name.replace(before, after)
-            return name
-    raise KeyError(name)
-
-
-def _their_order(network: str, name: str) -> tuple[int, int, int]:
-    """Where a name stands in their state dict: by module, number of the block, part of the block."""
-    place = next(i for i, (theirs, _, _) in enumerate(NAMES[network]) if name.startswith(theirs))
-    block = re.match(r"(?:(?:GBlocks|DBlocks)\.(\d+)|main)\.(\w+)", name)
-    if block is None:  # our order within the module is theirs
-        number = re.match(r"mapping\.FBlocks\.(\d+)", name)
-        return place, int(number.group(1)) if number else 0, 0
-    return place, int(block.group(1) or 0), BLOCK_ORDER.index(block.group(2))
-
+from .reference_names import TOWER, UNUSED, their_order, to_ours, to_theirs
 
 # ---------------------------------------------------------------- reading
 
@@ -132,7 +70,7 @@ def import_reference(
     if not is_reference(content):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         wanted = '{"model": {"netG": ...}}'
-        raise WeightsError(f"{path} is no checkpoint of GALIP's authors: {wanted} expected, {found} found")
+        raise WeightsError(f"{path} is no checkpoint of GALIP's or RATLIP's authors: {wanted} expected, {found} found")
     states = {network: _stripped(path, network, state) for network, state in content["model"].items()}
     tower = {name[len(TOWER) :]: tensor for name, tensor in states["netG"].items() if name.startswith(TOWER)}
     config = _configuration(path, states)
@@ -171,14 +109,14 @@ def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Co
             "noise_dim": netG["fc_code.weight"].shape[1],
             "code_channels": netG["mapping.conv_fuse.weight"].shape[1],
             "fusion_blocks": 1 + max(int(n.split(".")[2]) for n in netG if n.startswith("mapping.FBlocks.")),
+            "conditioning": "recurrent-reference" if any(".affine0.rnn." in name for name in netG) else "affine",
+            "attention": any(".c1.conv." in name for name in netG),
         }
         if "netD" in states and "netC" in states:
             model["disc_channels"] = states["netD"]["main.conv_r.2.weight"].shape[0]
             model["head_channels"] = states["netC"]["joint_conv.0.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(f"{path} lacks {error}, which every GALIP of the authors has") from None
-    if any(".c1.conv." in name for name in netG):
-        raise WeightsError(f"{path} is a RATLIP checkpoint (GBlocks.*.c1.conv); only GALIP's are read so far")
+        raise WeightsError(f"{path} lacks {error}, which every GALIP and RATLIP of the authors has") from None
     if blocks != len(REFERENCE_SIZES):
         raise WeightsError(f"netG of {path} has {blocks} GBlocks; the published generator has {len(REFERENCE_SIZES)}")
     return build_config(
@@ -229,6 +167,9 @@ def _clip_with(
 
 # ---------------------------------------------------------------- writing
 
+# (conditioning, attention) of GALIP and of RATLIP
+THEIR_VARIANTS = (("affine", False), ("recurrent-reference", True))
+
 
 def their_optimizers(networks: Published, generator: dict[str, Any], discriminator: dict[str, Any]) -> dict[str, Any]:
     """State dicts of our two Adams -> theirs, which number all parameters of netG, and of netD and netC, in order.
@@ -258,7 +199,7 @@ def _renumbered(state: dict[str, Any], ours: list[str], theirs: list[str]) -> di
 
 
 def _sorted(network: str, names: list[str]) -> list[str]:
-    return sorted(names, key=lambda name: _their_order(network, name))
+    return sorted(names, key=lambda name: their_order(network, name))
 
 
 def _tower(bridge: ClipBridge) -> dict[str, Tensor]:
@@ -268,7 +209,7 @@ def _tower(bridge: ClipBridge) -> dict[str, Tensor]:
 
 
 def export_reference(networks: Published, path: str | Path) -> None:
-    """Write networks as a checkpoint in the authors' format, so that their code can load our training.
+    """Write networks as a checkpoint in the authors' format, so that GALIP's or RATLIP's code can load our training.
 
     Raises:
         WeightsError: for networks whose function their code can't compute.
@@ -278,6 +219,11 @@ def export_reference(networks: Published, path: str | Path) -> None:
         raise WeightsError(
             f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}: the authors' "
             "code knows only smooth_shortcut false and image_size 'reference'"
+        )
+    if (model.conditioning, model.attention) not in THEIR_VARIANTS:
+        raise WeightsError(
+            f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
+            "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"
         )
     if networks.discriminator is None or networks.head is None:
         raise WeightsError("the authors' format holds a discriminator too: train or import one with it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class RunLog:
                 if isinstance(number, (int, float)):
                     self.board.add_scalar(f"evaluation/{name}{'/' if part else ''}{part}", number, step)
 
-    def samples(self, step: int, path: Path) -> None:
+    def samples(self, step: int, drawn: Callable[[], Path]) -> None:
+        path = drawn()
         self.board.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def event(self, step: int, kind: str, **facts: Any) -> None:
@@ -87,3 +89,16 @@ class RunLog:
         self._streams[name].write(json.dumps(values) + "\n")
         if name != "metrics":
             self._streams[name].flush()
+
+
+class NoLog:
+    """A log that writes nothing, for processes that leave it to another one."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .checkpoints import KIND, CheckpointError, Checkpoints
+from .checkpoints import KIND, CheckpointError, Checkpoints, ReadOnlyCheckpoints
 from .clip_training import learn_clip
 from .config import Config, ConfigError, build_config, changed
 from .evaluation import EvaluationError, distance_of, measure_generator
@@ -43,7 +43,8 @@ from .parts import (
     pick_device,
     with_own_clip,
 )
-from .run_log import RunLog, read_lines
+from .processes import Team, check_batch, together
+from .run_log import NoLog, RunLog, read_lines
 from .sampling import sample
 from .sheets import contact_sheet, save_png
 from .training import Networks, Optimizers, StepReport, train
@@ -69,7 +70,8 @@ class Run:
         allow_changes: go on although the configuration differs from the folder's.
 
     Raises:
-        ConfigError: if the folder holds a run of another configuration; names the keys.
+        ConfigError: if the folder holds a run of another configuration, naming the keys; if a batch can't be shared
+            evenly by the processes, or these have different configurations, data or folders.
         WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
         OSError: if the folder can't be written; names it.
     """
@@ -78,20 +80,27 @@ class Run:
         self, folder: str | Path, config: Config, device: str = "auto", progress: bool = True,
         allow_changes: bool = False,
     ) -> None:  # fmt: skip
-        self.folder, self.config, self.progress = Path(folder), config, progress
-        self.checkpoints = Checkpoints(self.folder, config.train.keep_checkpoints)
-        self._check_folder(allow_changes)
-        self.device = pick_device(device)
-        clip_file = self.folder / "clip.safetensors"
-        if config.clip.name == "own" and not clip_file.is_file():
-            learn_clip(config, self.source, self.held_out, clip_file, self.device, progress)
-        self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
-        self.networks = Networks(self.bridge, config)
-        self.optimizers = Optimizers(self.networks, config.train)
-        self.step, self.guard = 0, Guard()
-        self._newest = self.checkpoints.numbered()[:1]
-        if state := self.checkpoints.load():
-            self._restore(state)
+        self.folder, self.config = Path(folder), config
+        self.team = Team(pick_device(device))
+        self.device = self.team.device
+        # what only one process may write, only the leading one does: the others' checkpoints and logs write nothing
+        kind = Checkpoints if self.team.leads else ReadOnlyCheckpoints
+        self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
+        check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
+        self.progress = progress and self.team.leads
+        with together():
+            self._check_folder(allow_changes)
+        with together():
+            self._learn_clip()
+        with together():
+            self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
+            self.networks = Networks(self.bridge, config)
+            self.optimizers = Optimizers(self.networks, config.train)
+            self.step, self.guard = 0, Guard()
+            self._newest = self.checkpoints.numbered()[:1]
+            if state := self.checkpoints.load():
+                self._restore(state)
+        self.team.agree(configuration=config.model_dump(), step=self.step)
 
     @property
     def metrics(self) -> Path:
@@ -117,8 +126,9 @@ class Run:
     @cached_property
     def data(self) -> TrainingData:
         """The training split with its captions through CLIP; made when first asked for, unless set before."""
-        bar = self._bar("captions through CLIP")
-        return TrainingData(self.bridge, self.source, cache_name(self.config), progress=bar)
+        bar, name = self._bar("captions through CLIP"), cache_name(self.config)
+        with self._one_by_one():
+            return TrainingData(self.bridge, self.source, name, progress=bar)
 
     @cached_property
     def sample_captions(self) -> list[str]:
@@ -127,6 +137,23 @@ class Run:
             return list(SAMPLE_CAPTIONS)
         captions = self.held_out["test"].captions
         return [captions[place * len(captions) // 4][0] for place in range(4)]
+
+    @contextmanager
+    def _one_by_one(self) -> Iterator[None]:
+        """The processes of this machine one after the other: the first makes what the others then find."""
+        with nullcontext() if self.team.size == 1 else FileLock(self.folder / ".captions"):
+            yield
+
+    def _learn_clip(self) -> None:
+        file = self.folder / "clip.safetensors"
+        if self.config.clip.name != "own" or file.is_file():
+            return
+        if self.team.size > 1:
+            raise ConfigError(
+                f"{file} is missing: train this run's own CLIP first, in one process, by "
+                f"`galip train-clip --profile {self.config.profile} --out {file}`"
+            )
+        learn_clip(self.config, self.source, self.held_out, file, self.device, self.progress)
 
     # ------------------------------------------------------------ training
 
@@ -149,13 +176,19 @@ class Run:
         return reports
 
     def _train(self) -> Iterator[StepReport]:
-        data, settings = self.data, self.config.train  # the data before anything is locked: this may take minutes
+        settings, team = self.config.train, self.team
+        with together():
+            data = self.data  # before anything is locked: this may take minutes
+        team.agree(pictures=len(data))
         with ExitStack() as stack:
-            stack.callback(self._lock().release)
-            self.checkpoints.sweep()
-            if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
-                self._restore(self.checkpoints.load())
-            log = stack.enter_context(RunLog(self.folder, self.step))
+            with together():
+                if team.leads:
+                    stack.callback(self._lock().release)
+                self.checkpoints.sweep()
+                if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
+                    self._restore(self.checkpoints.load())
+            team.agree(step=self.step)
+            log = stack.enter_context(RunLog(self.folder, self.step) if team.leads else NoLog())
             bar = tqdm(
                 total=settings.max_steps, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
             )
@@ -164,9 +197,8 @@ class Run:
             whole = False  # whether networks, guard and log all stand at self.step
             try:
                 while not self.finished:
-                    steps = train(
-                        self.networks, self.bridge, self.optimizers, data, settings, self.step, self.guard.rollbacks
-                    )
+                    start, attempt = self.step, self.guard.rollbacks
+                    steps = train(self.networks, self.bridge, self.optimizers, data, settings, start, attempt, team)
                     reports = self._until_rollback(steps, log)
                     while True:
                         whole = False
@@ -179,11 +211,11 @@ class Run:
                         bar.n = self.step
                         bar.update(0)
                         yield report
-                        if signals.number is not None:
+                        if (number := team.any(signals.number)) is not None:
                             raise Stopped(
                                 f"stopped after step {self.step} of {settings.max_steps}; the same command or cell "
                                 "goes on from there",
-                                signals.number,
+                                number,
                             )
             except (CheckpointError, TrainingFailed):
                 whole = False  # nothing better to write
@@ -192,7 +224,9 @@ class Run:
                 log.flush()
                 if whole:
                     self.save()
-        self.export(self.folder / "generator.safetensors")
+        with together():
+            if team.leads:
+                self.export(self.folder / "generator.safetensors")
 
     def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
         """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
@@ -205,7 +239,8 @@ class Run:
             improved = False
             try:
                 if report.step % settings.sample_every == 0 or last:
-                    log.samples(report.step, self._samples(report.step))
+                    with together():
+                        log.samples(report.step, partial(self._samples, report.step))
                 if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
                     results = self._measure()
                     log.evaluation(report.step, results)
@@ -220,7 +255,8 @@ class Run:
                 return
             self.step = report.step
             if improved:
-                self.checkpoints.save(self._state(), best=True)
+                with together():
+                    self.checkpoints.save(self._state(), best=True)
             if self.step % settings.checkpoint_every == 0 and not last:
                 log.flush()
                 self.save()
@@ -246,6 +282,7 @@ class Run:
         self._restore(state)
         # What was counted stays counted; only the networks are those of before.
         self.guard = dataclasses.replace(guard, best=self.guard.best, best_step=self.guard.best_step)
+        self.team.wait()  # until all have read theirs
         self.checkpoints.forget_after(self.step)
         log.event(step, "rollback", reason=reason, to=self.step, rollbacks=guard.rollbacks)
         log.forget_after(self.step)
@@ -257,7 +294,8 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step; the older ones stay valid until it is whole."""
-        self.checkpoints.save(self._state())
+        with together():
+            self.checkpoints.save(self._state())
         self._newest = self.checkpoints.numbered()[:1]
 
     def _state(self) -> dict[str, Any]:
@@ -269,6 +307,7 @@ class Run:
             "optimizer_g": self.optimizers.g.state_dict(),
             "guard": self.guard.state(),
             "threads": torch.get_num_threads(),
+            "processes": self.team.size,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -282,18 +321,19 @@ class Run:
                 f"the checkpoint of step {state.get('step')} in {self.checkpoints.folder} doesn't fit: "
                 f"{' '.join(str(error).split())[:200]}; delete the folder to start this run anew"
             ) from None
-        if self.device.type == "cpu" and state["threads"] != torch.get_num_threads():
-            warnings.warn(
-                f"going on with {torch.get_num_threads()} threads where {state['threads']} were used: equal to the "
-                "uninterrupted run up to rounding only",
-                stacklevel=3,
-            )
+        now = {"threads": torch.get_num_threads(), "processes": self.team.size}
+        before = {"processes": 1} | {name: state[name] for name in now if name in state}
+        if self.device.type != "cpu":  # there the number of threads changes nothing
+            before["threads"] = now["threads"]
+        if other := [name for name in now if before[name] != now[name]]:
+            changes = " and ".join(f"{now[name]} {name} where {before[name]} were used" for name in other)
+            warnings.warn(f"going on with {changes}: equal to the uninterrupted run up to rounding only", stacklevel=3)
 
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
-        """Write the EMA generator as fp16 safetensors with configuration and provenance."""
-        tensors = {name: tensor.half() for name, tensor in self.networks.ema.state_dict().items()}
-        record = {"config": self.config.model_dump(), "steps": self.step, **(record or {})}
-        save_weights(path, KIND, tensors, record)
+        """Write the EMA generator as safetensors, weights in fp16, with configuration and provenance."""
+        ema = self.networks.ema
+        tensors = ema.state_dict() | {name: weight.half() for name, weight in ema.named_parameters()}
+        save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
 
     def history(self) -> list[dict[str, Any]]:
         """The reports of all steps so far, from metrics.jsonl."""

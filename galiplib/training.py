@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
 from .losses import clip_similarity, hinge_fake, hinge_real, matching_aware_penalty
+from .processes import Team
 from .training_data import TrainingData
 
 ATTEMPT = 1_000_003  # between the seeds of attempts: no small seed of another run is met
@@ -76,11 +78,16 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, step: int, config: TrainConfig) -> None:
-        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far."""
+        """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far.
+
+        Batch norm's running statistics are averaged along with the weights that they belong to.
+        """
         half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
         keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
         ours = list(self.generator.parameters())
         torch._foreach_lerp_(list(self.ema.parameters()), ours, 1 - keep)
+        for average, live in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.lerp_(live, 1 - keep) if live.is_floating_point() else average.copy_(live)
 
 
 class Optimizers:
@@ -128,11 +135,13 @@ def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
 def train_step(
     networks: Networks, bridge: ClipBridge, optimizers: Optimizers, config: TrainConfig, step: int,
     images: Tensor, sentence: Tensor, noise: Tensor, augmentations: tuple[Augmentation, Augmentation] | None = None,
+    team: Team | None = None,
 ) -> StepReport:
     """One step, discriminator then generator on the same fakes.
 
     With `config.accumulate` above 1 the batch goes through in as many parts, one after the other, and the gradients
     add up to those of the whole: the step of a large batch in the memory of a small one, for a second forward pass.
+    With `model.attention` it is not quite that: batch norm knows the parts only, and sees each twice.
     A loss or gradient that is not finite leaves the network that it was meant for as it is (recipe stable).
 
     Args:
@@ -140,43 +149,54 @@ def train_step(
         sentence: their captions' embeddings, (B, E); rolled by one they are the mismatched captions.
         noise: (B, Z).
         augmentations: what is done to real and to generated pictures before CLIP; by default nothing.
+        team: the processes that share the batch: then `images` are this one's, and all else is the whole batch's.
     """
+    team = team or Team()
     started = time.perf_counter()
     rate = optimizers.set_rates(step)
     parts = config.accumulate
-    batch = Batch(images, sentence, noise, augmentations).split(parts)
+    batch = Batch.share(images, sentence, noise, augmentations, team.part(len(sentence))).split(parts)
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=sentence.device))
 
     def add(name: str, value: Tensor) -> Tensor:
         values[name] = values[name] + value.detach() / parts
         return value / parts
 
+    statistics = [buffer.clone() for buffer in networks.generator.buffers()]
     optimizers.d.zero_grad(set_to_none=True)
     _require_grad(optimizers.d_parameters, True)
     fakes = []
     for part in batch:
+        draw_fakes = partial(generate, networks, bridge, config, part)
         # One graph of the fakes serves both networks; in parts, it is built again for the generator.
         with torch.set_grad_enabled(parts == 1):
-            fakes.append(generate(networks, bridge, config, part))
-        discriminator_losses(networks, bridge, config, step, part, fakes[-1][0].detach(), add).backward()
+            fakes.append(team.through(draw_fakes, networks.generator))
+        losses = partial(discriminator_losses, networks, bridge, config, step, part, fakes[-1][0].detach(), add)
+        team.through(losses, networks.discriminator, networks.head, last=part is batch[-1]).backward()
     norm_d = gradient_norm(optimizers.d_parameters)
     skipped = not _apply(optimizers.d, norm_d, config)
 
     optimizers.g.zero_grad(set_to_none=True)
     _require_grad(optimizers.d_parameters, False)
     for part, fake in zip(batch, fakes, strict=True):
-        features, embedding = fake if parts == 1 else generate(networks, bridge, config, part)
+        if parts > 1:
+            draw_fakes = partial(generate, networks, bridge, config, part)
+            fake = team.through(draw_fakes, networks.generator, last=part is batch[-1])
+        features, embedding = fake
         generator_losses(networks, config, part, features, embedding, add).backward()
     norm_g = gradient_norm(optimizers.g_parameters)
     if _apply(optimizers.g, norm_g, config):
         networks.update_ema(step, config)
     else:
         skipped = True
+        for buffer, before in zip(networks.generator.buffers(), statistics, strict=True):
+            buffer.copy_(before)
 
     embeddings = F.normalize(torch.cat([embedding.detach() for _, embedding in fakes]).float(), dim=1)
-    values["diversity"] = 1 - embeddings.mean(0).square().sum()
     values |= {"grad_norm_d": norm_d, "grad_norm_g": norm_g}
-    numbers = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    means = team.mean(torch.cat([torch.stack(list(values.values())), embeddings.mean(0)]))
+    numbers = dict(zip(values, means[: len(values)].tolist(), strict=True))
+    numbers["diversity"] = 1 - means[len(values) :].square().sum().item()
     return StepReport(step, **numbers, lr_g=rate, skipped=skipped, seconds=time.perf_counter() - started)
 
 
@@ -194,16 +214,26 @@ class Batch:
     augmentations: tuple[Augmentation, Augmentation] | None
     following: Tensor | None = None
 
+    @classmethod
+    def share(
+        cls, images: Tensor, sentence: Tensor, noise: Tensor,
+        augmentations: tuple[Augmentation, Augmentation] | None, own: slice,
+    ) -> Batch:  # fmt: skip
+        """A process's entries of a whole batch, of which it has its own images only."""
+        return cls(images, sentence, noise, augmentations)._cut(own, images)
+
     def split(self, parts: int) -> list[Batch]:
-        if parts == 1:
-            return [self]
-        size, found = len(self.images) // parts, []
-        for start in range(0, len(self.images), size):
-            cut = slice(start, start + size)
-            augmentations = self.augmentations and (self.augmentations[0][cut], self.augmentations[1][cut])
-            following = self.sentence.roll(-1, 0)[start + size - 1 : start + size]
-            found.append(Batch(self.images[cut], self.sentence[cut], self.noise[cut], augmentations, following))
-        return found
+        size = len(self.images) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
+        return [self._cut(cut, self.images[cut]) for cut in cuts]
+
+    def _cut(self, cut: slice, images: Tensor) -> Batch:
+        if cut == slice(0, len(self.sentence)):
+            return self
+        augmentations = self.augmentations and (self.augmentations[0][cut], self.augmentations[1][cut])
+        behind = self.sentence[:1] if self.following is None else self.following
+        following = torch.cat([self.sentence, behind])[cut.stop : cut.stop + 1]
+        return Batch(images, self.sentence[cut], self.noise[cut], augmentations, following)
 
     def said(self, head: ConditionalHead) -> tuple[Tensor, Tensor]:
         """What the head makes of the sentences, and of the mismatched ones, each computed once."""
@@ -282,18 +312,19 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 def train(
     networks: Networks, bridge: ClipBridge, optimizers: Optimizers, data: TrainingData, config: TrainConfig,
-    start: int = 0, attempt: int = 0,
+    start: int = 0, attempt: int = 0, team: Team | None = None,
 ) -> Iterator[StepReport]:
     """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
 
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """
+    team = team or Team()
     seed = config.seed + ATTEMPT * attempt
     size = config.batch_size
     for step in range(start + 1, config.max_steps + 1):
-        images, sentence = data.batch(step, size, seed)
+        images, sentence = data.batch(step, size, seed, team.part(size))
         noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(seed, 2, step))
         augmentations = draw(config, size, random_of(seed, 3, step))
         yield train_step(
-            networks, bridge, optimizers, config, step, images, sentence, noise.to(sentence.device), augmentations
+            networks, bridge, optimizers, config, step, images, sentence, noise.to(sentence.device), augmentations, team
         )

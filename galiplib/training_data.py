@@ -73,10 +73,13 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
 
         Every epoch is a new permutation; its last, incomplete batch is dropped, as the authors do.
+
+        Args:
+            part: of the batch; only its pictures are read, all captions are given.
 
         Raises:
             ValueError: if the batch is larger than the data set.
@@ -86,6 +89,8 @@ class TrainingData:
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
         epoch, place = divmod(step - 1, per_epoch)
         rows = np.random.default_rng((seed, epoch)).permutation(len(self))[place * size : (place + 1) * size]
-        pixels, rows = self.source.pixels(rows, np.random.default_rng((seed, 4, step)))
+        part, random = part or slice(0, size), np.random.default_rng((seed, 4, step))
+        random.random((part.start, 3))  # what the pictures before this part would have drawn
+        pixels, rows[part] = self.source.pixels(rows[part], random)
         drawn = self.index.draw(rows, np.random.default_rng((seed, 1, step)))
         return to_images(pixels).to(self.device), torch.from_numpy(self.sentences[drawn]).to(self.device)

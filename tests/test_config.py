@@ -1,12 +1,47 @@
 import pytest
 
-from galiplib.config import ConfigError, build_config, changed, load_config, profiles, valid_keys
+from galiplib.config import (
+    ConfigError,
+    build_config,
+    changed,
+    folder_of,
+    load_config,
+    profiles,
+    valid_keys,
+    variants,
+)
 
 
 def test_every_profile_loads():
     assert "mini" in profiles()
     for name in profiles():
         assert load_config(name).profile == name
+
+
+def test_every_variant_loads_by_its_name_and_has_a_folder():
+    names = [f"{profile}:{variant}" for profile in profiles() for variant in variants(profile)]
+    assert {"birds:ratlip", "flowers:ratlip", "faces:ratlip", "mini:ratlip"} <= set(names)
+    for name in names:
+        config = load_config(name)
+        assert config.profile == name and config.folder == name.replace(":", "-")
+        assert load_config(config.profile) == config
+
+
+def test_variant_lies_between_profile_and_override():
+    config = load_config("birds:ratlip", ["train.max_steps=7"])
+    assert (config.model.conditioning, config.model.attention) == ("recurrent", True)
+    assert config.train.batch_size == 16 and load_config("birds").train.batch_size == 32
+    assert config.train.max_steps == 7 and config.clip.name == "ViT-B/32"
+    assert load_config("birds:ratlip-reference").model.conditioning == "recurrent-reference"
+
+
+def test_own_profile_with_a_variant(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("train: {max_steps: 5}\nvariants: {fast: {train: {max_steps: 3}}}\n")
+    assert load_config(str(path)).train.max_steps == 5
+    config = load_config(f"{path}:fast")
+    assert config.train.max_steps == 3 and config.profile == "own:fast"
+    assert folder_of(str(path)) == "own"
 
 
 def test_override_beats_profile_beats_default():
@@ -25,6 +60,10 @@ def test_changed_lists_differences():
     ("profile", "overrides", "message"),
     [
         ("minni", [], "mini"),
+        ("mini:rat", [], "profile mini has no variant 'rat': ratlip, ratlip-reference"),
+        ("coco:ratlip", [], "profile coco has no variant 'ratlip': none at all"),
+        ("mini:", [], "has no variant ''"),
+        ("mini:ratlip", ["model.channels=5"], "even model.channels and model.code_channels, not 5 and 64"),
         ("mini", ["train.max_step=3"], "did you mean train.max_steps"),
         ("mini", ["optimizer.lr=3"], "valid keys"),
         ("mini", ["train.max_steps=many"], "train.max_steps = 'many'"),

@@ -1,13 +1,47 @@
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from galiplib import losses
-from galiplib.blocks import Affine, FeatureBlock, FusionBlock, GeneratorBlock, conv_of_doubled
+from galiplib.blocks import (
+    AFFINES,
+    Affine,
+    BatchAffine,
+    FeatureBlock,
+    FusionBlock,
+    GeneratorBlock,
+    RecurrentCondition,
+    ShuffleAttention,
+    conv_of_doubled,
+)
 from galiplib.config import load_config
 from galiplib.discriminator import ConditionalHead, FeatureDiscriminator
 from galiplib.generator import REFERENCE_SIZES, Generator, block_channels, block_sizes
+from galiplib.training import Networks, Optimizers, train_step
+
+VARIANTS = [(conditioning, attention) for conditioning in ("affine", "recurrent", "recurrent-reference")
+            for attention in (False, True)]  # fmt: skip
+
+
+def randomised(module):
+    """Weights away from their identities, statistics away from theirs."""
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    return module
+
+
+def variant(bridge, conditioning, attention):
+    config = load_config(
+        "mini", {"model.channels": 4, "model.conditioning": conditioning, "model.attention": attention}
+    )
+    return randomised(Generator(bridge, config.model)).eval()
 
 
 def test_affine_starts_as_identity_and_then_scales_and_shifts():
@@ -25,11 +59,10 @@ def test_conv_of_doubled_equals_upsampling_first():
 
 @pytest.mark.parametrize("size", [7, 14, 16])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_generator_block_equals_the_plain_order(size, smooth):
-    torch.manual_seed(0)
-    block, x, condition = GeneratorBlock(5, 6, 4, size, smooth), torch.randn(2, 6, 7, 7), torch.randn(2, 5)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
+@pytest.mark.parametrize("attention", [False, True])
+def test_generator_block_equals_the_plain_order(size, smooth, attention):
+    block = randomised(GeneratorBlock(5, 6, 4, size, smooth, attention)).eval()
+    x, condition = torch.randn(2, 6, 7, 7), torch.randn(2, 5)
     large = F.interpolate(x, size=(size, size))
     skipped = F.interpolate(x, size=(size, size), mode="bilinear") if smooth else large
     residual = block.conv2(block.fuse2(block.conv1(block.fuse1(large, condition)), condition))
@@ -80,12 +113,152 @@ def test_generator_and_discriminator_shapes(small_bridge):
     assert ConditionalHead(small_bridge, config)(collected, torch.randn(3, 32)).shape == (3,)
 
 
-def test_generator_does_not_depend_on_batch_neighbours(small_bridge):
-    generator = Generator(small_bridge, load_config("mini", {"model.channels": 4}).model).eval()
-    noise, sentence = torch.randn(4, 100), torch.randn(4, 32)
+def alone_and_with_others(generator):
+    """The same two pictures: together, with others before and behind them."""
+    noise, sentence = torch.randn(5, 100), torch.randn(5, 32)
     with torch.no_grad():
-        torch.testing.assert_close(generator(noise, sentence)[2:3], generator(noise[2:3], sentence[2:3]),
-                                   atol=1e-5, rtol=1e-5)  # fmt: skip
+        return generator(noise[1:3], sentence[1:3]), generator(noise, sentence)[1:3]
+
+
+@pytest.mark.parametrize(("conditioning", "attention"), VARIANTS[:4])
+def test_pictures_do_not_depend_on_their_neighbours(small_bridge, conditioning, attention):
+    alone, among = alone_and_with_others(variant(small_bridge, conditioning, attention))
+    torch.testing.assert_close(alone, among, atol=1e-4 * alone.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_published_ratlip_depends_on_neighbours_and_says_so_once(small_bridge, attention):
+    generator = variant(small_bridge, "recurrent-reference", attention)
+    with pytest.warns(UserWarning, match="pictures depend on the others of their batch") as caught:
+        alone, among = alone_and_with_others(generator)
+    assert len(caught) == 1
+    assert (alone - among).abs().max() > 0.05 * alone.abs().max()
+    single = torch.randn(1, 100), torch.randn(1, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh = variant(small_bridge, "recurrent-reference", attention)
+        fresh(*single)
+        fresh.train()(torch.randn(3, 100), torch.randn(3, 32))
+
+
+def test_batch_affine_gives_all_images_the_last_state():
+    affine = randomised(BatchAffine(6, 4))
+    x, condition = torch.randn(1, 4, 3, 3).expand(3, -1, -1, -1), torch.randn(3, 6)
+    images = affine(x, condition)
+    torch.testing.assert_close(images[0], images[2])
+    swapped = affine(x, condition[[1, 0, 2]])  # the order of the others matters
+    assert (images - swapped).abs().max() > 1e-4
+    state = torch.zeros(1, 64), torch.zeros(1, 64)
+    cell = nn.LSTMCell(6, 64)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in affine.rnn.state_dict().items()})
+    for row in condition:
+        state = cell(row[None], state)
+    torch.testing.assert_close(images, affine.affine(x, state[0].expand(3, -1)))
+
+
+def test_recurrent_condition_is_a_cell_stepped_per_image():
+    carrier = randomised(RecurrentCondition(7, 5, steps=3))
+    noise, sentence = torch.randn(2, 7), torch.randn(2, 5)
+    hidden, memory = carrier.start(noise).chunk(2, dim=1)
+    cell = nn.LSTMCell(5, 64)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in carrier.cell.state_dict().items()})
+    states = carrier(noise, sentence)
+    assert states.shape == (2, 3, 64)
+    for step in range(3):
+        hidden, memory = cell(sentence, (hidden, memory))
+        torch.testing.assert_close(states[:, step], hidden)
+
+
+def test_every_affine_gets_its_own_state(small_bridge):
+    """Changing the state of one step changes what the affine of that step gets, and no other."""
+    generator = variant(small_bridge, "recurrent", False)
+    affines = [m for m in (*generator.fusion.modules(), *generator.blocks.modules()) if isinstance(m, Affine)]
+    assert len(affines) == AFFINES * (len(generator.fusion) + len(generator.blocks))
+    given = []
+    for affine in affines:
+        affine.register_forward_pre_hook(lambda _, args: given.append(args[1]))
+    noise, sentence = torch.randn(2, 100), torch.randn(2, 32)
+    with torch.no_grad():
+        generator(noise, sentence)
+        states = generator.recurrent(noise, sentence)
+    torch.testing.assert_close(torch.stack(given, dim=1), states)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 8), (16, 8), (12, 2), (4, 2), (2, 1)])
+def test_shuffle_attention_by_loops(channels, groups):
+    attention = randomised(ShuffleAttention(channels))
+    assert attention.groups == groups
+    x = torch.randn(2, channels, 3, 3)
+    width, mixed = channels // groups // 2, torch.empty_like(x)
+    for channel in range(channels):
+        place = channel % (2 * width)
+        at, values = place % width, x[:, channel]  # (2, 3, 3)
+        if place < width:
+            pull = attention.channel_weight[0, at] * values.mean((1, 2), keepdim=True) + attention.channel_bias[0, at]
+        else:
+            normal = F.layer_norm(values, (3, 3)) * attention.norm.weight[at] + attention.norm.bias[at]
+            pull = attention.place_weight[0, at] * normal + attention.place_bias[0, at]
+        half, index = divmod(channel, channels // 2)
+        mixed[:, 2 * index + half] = values * torch.sigmoid(pull)
+    torch.testing.assert_close(attention(x), mixed)
+
+
+def test_shuffle_attention_refuses_odd_channels():
+    with pytest.raises(ValueError, match="5 is odd"):
+        ShuffleAttention(5)
+
+
+def trained(tiny_config, bridge, steps, recipe="stable", **more):
+    """Networks after some steps on random pictures, the optimizers, and the last report."""
+    config = tiny_config(train__recipe=recipe, train__precision="fp32", **more)
+    networks = Networks(bridge, config)
+    optimizers = Optimizers(networks, config.train)
+    random = torch.Generator().manual_seed(0)
+    for step in range(1, steps + 1):
+        images, sentence = torch.randn(4, 3, 56, 56, generator=random), torch.randn(4, 32, generator=random)
+        noise = torch.randn(4, networks.generator.noise_dim, generator=random)
+        report = train_step(networks, bridge, optimizers, config.train, step, images, sentence, noise)
+    return networks, optimizers, report
+
+
+@pytest.mark.parametrize(("conditioning", "attention"), VARIANTS)
+def test_every_parameter_learns(tiny_config, small_bridge, conditioning, attention):
+    """From the third step on: what starts at zero, or behind a zero, has moved by then."""
+    more = {"model__conditioning": conditioning, "model__attention": attention}
+    networks, optimizers, _ = trained(tiny_config, small_bridge, 3, **more)
+    for module in (networks.generator, networks.discriminator, networks.head):
+        still = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert not still
+    assert {id(p) for p in networks.generator.parameters()} == {id(p) for p in optimizers.g_parameters}
+
+
+def test_average_takes_the_running_statistics_along(tiny_config, small_bridge):
+    more = {"model__attention": True, "train__ema_half_life": 2, "train__ema_ramp_up": 100}
+    networks, _, _ = trained(tiny_config, small_bridge, 1, **more)
+    before = {name: buffer.clone() for name, buffer in networks.ema.named_buffers()}
+    fresh = Networks(small_bridge, tiny_config(**more)).ema
+    live = dict(networks.generator.named_buffers())
+    for name, buffer in fresh.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert before[name] == live[name] == 1
+        else:
+            torch.testing.assert_close(before[name], buffer.lerp(live[name], 1 - 0.5**0.5))
+            assert not torch.equal(before[name], buffer)
+    networks, _, _ = trained(tiny_config, small_bridge, 2, recipe="paper", **more)
+    for name, buffer in networks.ema.named_buffers():
+        assert torch.equal(buffer, dict(networks.generator.named_buffers())[name])
+
+
+def test_skipped_step_keeps_the_running_statistics(tiny_config, small_bridge):
+    config = tiny_config(model__attention=True, train__precision="fp32")
+    networks = Networks(small_bridge, config)
+    before = {name: buffer.clone() for name, buffer in networks.state_dict().items() if "generator" in name}
+    noise = torch.full((4, networks.generator.noise_dim), float("nan"))
+    report = train_step(networks, small_bridge, Optimizers(networks, config.train), config.train, 1,
+                        torch.randn(4, 3, 56, 56), torch.randn(4, 32), noise)  # fmt: skip
+    assert report.skipped
+    for name, tensor in before.items():
+        assert torch.equal(networks.state_dict()[name], tensor), name
 
 
 def test_hinge_losses():

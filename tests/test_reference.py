@@ -18,6 +18,9 @@ from galiplib.runs import Run
 from galiplib.training import Networks
 
 SIZES = {"channels": 2, "code_channels": 4, "fusion_blocks": 2, "disc_channels": 6, "head_channels": 4}
+SYSTEMS = {"galip": {}, "ratlip": {"conditioning": "recurrent-reference", "attention": True}}
+galip_alone = pytest.mark.parametrize("system", ["galip"])
+pytestmark = pytest.mark.filterwarnings("ignore:model.conditioning = 'recurrent-reference'")
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +29,21 @@ def clip_model():
     return CLIP(16, 56, 4, 64, 8, 77, 49408, 64, 1, 1).float().eval().requires_grad_(False)
 
 
+@pytest.fixture(params=list(SYSTEMS))
+def system(request):
+    return request.param
+
+
 @pytest.fixture
-def published(clip_model):
+def published(clip_model, system):
     """Small networks of the published structure with random weights."""
-    config = build_config({"clip": {"convention": "reference"}, "model": SIZES, "train": {"recipe": "paper"}})
+    model = SIZES | SYSTEMS[system]
+    config = build_config({"clip": {"convention": "reference"}, "model": model, "train": {"recipe": "paper"}})
     networks = Networks(galiplib.ClipBridge(clip_model, "reference"), config).eval()
     for parameter in networks.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
+    for name, buffer in networks.named_buffers():
+        buffer.fill_(11) if name.endswith("num_batches_tracked") else torch.nn.init.uniform_(buffer, 0.5, 1.5)
     return reference.Published(
         config, networks.generator.bridge, networks.generator, networks.discriminator, networks.head, epoch=7
     )
@@ -100,20 +111,22 @@ def test_round_trip_changes_no_tensor(file, tmp_path, clip_model):
         same(torch.load(file, weights_only=True), torch.load(tmp_path / "again.pth", weights_only=True))
 
 
-def test_names_and_their_order_are_the_published_ones(file):
+def test_names_and_their_order_are_the_published_ones(file, system):
     """Their optimizers count parameters in this order."""
     content = torch.load(file, weights_only=True)["model"]
-    shapes = json.loads((Path(__file__).parent / "reference" / "galip_state_dict.json").read_text())
+    shapes = json.loads((Path(__file__).parent / "reference" / f"{system}_state_dict.json").read_text())
     assert list(content["netD"]) == list(shapes["netD"]) and list(content["netC"]) == list(shapes["netC"])
     assert list(content["netG"]) == [name for name in shapes["netG"] if name in content["netG"]]
     assert len(content["netG"]) > 300
 
 
-def test_our_training_goes_into_their_code(tmp_path, tiny_config):
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_our_training_goes_into_their_code(tmp_path, tiny_config, system):
     """Their optimizers number the parameters of netG (its CLIP too), and of netD and netC, in their order."""
     config = tiny_config(
         train__max_steps=2, train__recipe="paper", model__image_size="reference", model__smooth_shortcut=False,
         model__noise_dim=100, train__sample_every=100, train__evaluate_every=0,
+        **{f"model__{key}": value for key, value in SYSTEMS[system].items()},
     )  # fmt: skip
     run = Run(tmp_path / "run", config, "cpu", progress=False)
     list(run.train())
@@ -123,13 +136,19 @@ def test_our_training_goes_into_their_code(tmp_path, tiny_config):
     names = list(content["model"]["netG"])
     assert names[0] == "fc_code.weight" and names[-1] == "to_rgb.1.bias"
     for optimizer, networks in (("optimizer_G", ["netG"]), ("optimizer_D", ["netD", "netC"])):
-        tensors = [t for network in networks for t in content["model"][network].values()]
+        tensors = [
+            tensor
+            for network in networks
+            for name, tensor in content["model"][network].items()
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))  # no parameters
+        ]
         theirs = torch.optim.Adam([torch.nn.Parameter(t.clone()) for t in tensors], lr=1e-4, betas=(0.0, 0.9))
         theirs.load_state_dict(content["optimizers"][optimizer])
         for index, moments in content["optimizers"][optimizer]["state"].items():
             assert moments["exp_avg_sq"].shape == tensors[index].shape
+    number = len(content["optimizers"]["optimizer_G"]["param_groups"][0]["params"]) - 1  # to_rgb's bias is the last
     live = run.optimizers.g.state[run.networks.generator.to_rgb.bias]["exp_avg_sq"]
-    assert torch.equal(content["optimizers"]["optimizer_G"]["state"][len(names) - 1]["exp_avg_sq"], live)
+    assert torch.equal(content["optimizers"]["optimizer_G"]["state"][number]["exp_avg_sq"], live)
     with torch.no_grad():
         noise, sentence = torch.randn(1, 100), torch.randn(1, run.bridge.embed_dim)
         torch.testing.assert_close(load_generator(path)(noise, sentence), run.networks.ema(noise, sentence))
@@ -139,11 +158,20 @@ def test_our_training_goes_into_their_code(tmp_path, tiny_config):
             assert torch.equal(tensor, ours.state_dict()[name])
 
 
-def test_networks_their_code_does_not_know_are_refused(tmp_path, published):
-    published.config = published.config.model_copy(
-        update={"model": published.config.model.model_copy(update={"smooth_shortcut": True})}
-    )
-    with pytest.raises(WeightsError, match="smooth_shortcut = True"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"smooth_shortcut": True}, "smooth_shortcut = True"),
+        ({"conditioning": "recurrent"}, "'recurrent' with model.attention = False is neither GALIP"),
+        ({"attention": True}, "'affine' with model.attention = True is neither GALIP"),
+        ({"conditioning": "recurrent-reference"}, "nor published RATLIP"),
+    ],
+)
+@galip_alone
+def test_networks_their_code_does_not_know_are_refused(tmp_path, published, changes, message):
+    model = published.config.model.model_copy(update=changes)
+    published.config = published.config.model_copy(update={"model": model})
+    with pytest.raises(WeightsError, match=message):
         export_reference(published, tmp_path / "x.pth")
 
 
@@ -166,6 +194,7 @@ class Code:
         (lambda c: c["model"]["netG"].pop("mapping.CLIP_ViT.conv1.weight"), "lacks mapping.CLIP_ViT.conv1.weight"),
     ],
 )  # fmt: skip
+@galip_alone
 def test_files_that_do_not_fit_are_named(file, clip_model, edit, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     change(file, edit)
@@ -175,6 +204,7 @@ def test_files_that_do_not_fit_are_named(file, clip_model, edit, message, monkey
     assert not (tmp_path / "ran_code").exists()
 
 
+@galip_alone
 def test_truncated_file_and_generator_without_discriminator(file, tmp_path):
     change(file, lambda content: (content["model"].pop("netD"), content["model"].pop("netC")))
     load_generator(file)
@@ -188,6 +218,7 @@ def test_truncated_file_and_generator_without_discriminator(file, tmp_path):
         load_generator(cut)
 
 
+@galip_alone
 def test_another_clip_is_refused_or_named(file, clip_model):
     wider = CLIP(16, 56, 4, 128, 8, 77, 49408, 64, 1, 1).float()
     with pytest.raises(WeightsError, match=re.escape("(64, 4, 8, 7, 16) in the file, (128, 4, 8, 7, 16) given")):

@@ -308,6 +308,8 @@ def with_torch(mu1, cov1, mu2, cov2):
         (checks.check_box_crop, [lambda box, size: data_pictures.square_around(box, size, "a.jpg")]),
         (checks.check_overflow_norm, [lambda largest, weight, power: (largest / weight) ** (1 / power)]),
         (checks.check_overflow_norm, [lambda largest, weight, power: torch.tensor(largest / weight) ** (1 / power)]),
+        (checks.check_channel_shuffle, [lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)]),
+        (checks.check_channel_shuffle, [lambda x: torch.stack(x.chunk(2, dim=1), dim=2).flatten(1, 2)]),
     ],
 )
 def test_right_solutions_pass(check, solutions):
@@ -489,6 +491,21 @@ def test_box_crop_mistakes(solution, message):
 def test_overflow_norm_mistakes(solution, message):
     with pytest.raises(checks.CheckFailed, match=message):
         checks.check_overflow_norm(solution)
+
+
+@pytest.mark.parametrize(
+    ("solution", "message"),
+    [
+        (lambda x: x.unflatten(1, (2, -1)).flatten(1, 2), "nothing has moved"),
+        (lambda x: x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), "neighbours were put apart"),
+        (lambda x: x.roll(x.shape[1] // 2, 1), "the halves have changed places"),
+        (lambda x: x.unflatten(1, (2, -1)).flip(1).transpose(1, 2).flatten(1, 2), "the second half comes first"),
+        (lambda x: x.unflatten(1, (2, -1)).transpose(1, 2), "flatten the two axes"),
+    ],
+)
+def test_channel_shuffle_mistakes(solution, message):
+    with pytest.raises(checks.CheckFailed, match=message):
+        checks.check_channel_shuffle(solution)
 
 
 def test_unwritten_functions_of_every_kind():

@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_valid(opened, monkeypatch):
 
 def test_last_and_best_are_kept(opened, monkeypatch, tmp_path):
     distances = iter([9.0, 5.0, 7.0])
-    monkeypatch.setattr("galiplib.runs.measure_generator", lambda *args: {"frechet_distance": next(distances)})
+    monkeypatch.setattr("galiplib.runs.Run._measure", lambda run: {"frechet_distance": next(distances)})
     run = opened(train__evaluate_every=2, train__checkpoint_every=1)
     list(run.train())
     assert [path.name for path in run.checkpoints.numbered()] == ["step_000006.pt", "step_000005.pt"]
@@ -341,7 +341,7 @@ def test_too_many_in_a_row_go_back_with_another_order_then_give_up(opened):
 def test_skipped_steps_go_back_to_the_newest_not_to_the_best(opened, monkeypatch):
     """A long run whose best evaluation is long past must not lose all since then for a few bad batches."""
     distances = iter([5.0, 9.0, 9.0])
-    monkeypatch.setattr("galiplib.runs.measure_generator", lambda *args: {"frechet_distance": next(distances)})
+    monkeypatch.setattr("galiplib.runs.Run._measure", lambda run: {"frechet_distance": next(distances)})
     run = opened(train__evaluate_every=2, train__max_skipped=0, train__max_rollbacks=1)
     good = run.data.batch
 

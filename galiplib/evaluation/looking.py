@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..clip_bridge import ClipBridge
 from ..config import EvalConfig
 from ..judge import Judge
+from ..processes import together
 from ..training_data import Source, to_images
 from .drawing import Plan, draw, embed_captions
 from .features import Extractor, clip_extractor, judge_extractor
@@ -70,12 +71,13 @@ class RealSide:
         self.data, self.plan = data, plan
         self.moments = {one.name: Moments(one.dim, GROUPS) for one in extractors}
         kept: dict[str, Rows] = {name: Rows(KEPT if name == "inception" else None) for name in eyes.networks}
-        for numbers in batches(len(plan.real), size, "real pictures", progress):
-            found = eyes(self.images(plan.real[numbers.numpy()]))
-            for name, rows in kept.items():
-                rows.update(numbers, found[name])
-            for name, moments in self.moments.items():
-                moments.update(found[name], numbers % GROUPS)
+        with together():  # a picture that can't be measured ends all
+            for numbers in batches(len(plan.real), size, "real pictures", progress):
+                found = eyes(self.images(plan.real[numbers.numpy()]))
+                for name, rows in kept.items():
+                    rows.update(numbers, found[name])
+                for name, moments in self.moments.items():
+                    moments.update(found[name], numbers % GROUPS)
         self.features = {name: rows.ordered() for name, rows in kept.items()}
         self.features.setdefault("clip/clip", self.features["clip"])
 
@@ -107,30 +109,31 @@ class FakeSide:
         scores: dict[str, Rows] = defaultdict(Rows)
         measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
         first, place = torch.from_numpy(plan.first), torch.from_numpy(plan.place)
-        for numbers in batches(len(plan), config.batch_size, "generated pictures", progress):
-            captions = [plan.captions[number] for number in numbers.tolist()]
-            text = embed_captions(bridge, captions)
-            images = draw(generator, text, numbers.tolist(), config.seed, text.device)
-            found, text = eyes(images), text.cpu()
-            opening, own = first[numbers], place[numbers]
-            for name, moments in self.moments.items():
-                moments.update(found[name], own % GROUPS + GROUPS * ~opening)
-                features[name].update(own[opening], found[name][opening])
-            kept["image"].update(numbers, found["clip"])
-            kept["text"].update(numbers, text)
-            beside = {name: found_real[own] for name, found_real in real.features.items() if name != "inception"}
-            for end, seen in (("", found), ("_real", beside)):
-                scores["clip_similarity" + end].update(numbers, cosines(seen["clip"], text))
-                scores["clip_score" + end].update(numbers, clip_score(seen["clip/clip"], text))
-                if judge:
-                    for name, hits in as_asked(judge, seen["judge"], captions).items():
-                        scores[name + end].update(numbers, hits)
-            if measures:
-                photos = real.images(plan.rows[numbers.numpy()]).to(images.device)
-                for one in measures:
-                    scores[one.name].update(numbers, one(images, photos))
-                    if not one.paired:
-                        scores[f"{one.name}_real"].update(numbers, one(photos))
+        with together():  # a picture that can't be measured ends all
+            for numbers in batches(len(plan), config.batch_size, "generated pictures", progress):
+                captions = [plan.captions[number] for number in numbers.tolist()]
+                text = embed_captions(bridge, captions)
+                images = draw(generator, text, numbers.tolist(), config.seed, text.device)
+                found, text = eyes(images), text.cpu()
+                opening, own = first[numbers], place[numbers]
+                for name, moments in self.moments.items():
+                    moments.update(found[name], own % GROUPS + GROUPS * ~opening)
+                    features[name].update(own[opening], found[name][opening])
+                kept["image"].update(numbers, found["clip"])
+                kept["text"].update(numbers, text)
+                beside = {name: found_real[own] for name, found_real in real.features.items() if name != "inception"}
+                for end, seen in (("", found), ("_real", beside)):
+                    scores["clip_similarity" + end].update(numbers, cosines(seen["clip"], text))
+                    scores["clip_score" + end].update(numbers, clip_score(seen["clip/clip"], text))
+                    if judge:
+                        for name, hits in as_asked(judge, seen["judge"], captions).items():
+                            scores[name + end].update(numbers, hits)
+                if measures:
+                    photos = real.images(plan.rows[numbers.numpy()]).to(images.device)
+                    for one in measures:
+                        scores[one.name].update(numbers, one(images, photos))
+                        if not one.paired:
+                            scores[f"{one.name}_real"].update(numbers, one(photos))
         self.features = {name: rows.ordered() for name, rows in features.items()}
         self.scores = {name: rows.ordered() for name, rows in scores.items()}
         self.image, self.text = (rows.ordered() for rows in kept.values())

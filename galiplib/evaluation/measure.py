@@ -22,6 +22,7 @@ from ..clip_files import load_clip
 from ..config import Config, EvalConfig
 from ..judge import JUDGED, Judge, load_judge
 from ..parts import held_out_splits, make_bridge, make_data
+from ..processes import together
 from ..training_data import Source
 from .drawing import Plan, draw, embed_captions, evaluating, plan
 from .features import Extractor, extractor
@@ -277,12 +278,13 @@ def _measure_accuracies(
     """Caption accuracy on combinations that training never showed."""
     rows = {name: Rows() for name in JUDGED}
     look = extractor("judge", judge=judge)
-    for numbers in batches(len(held_out), config.batch_size, "held-out combinations", progress):
-        captions = [held_out.captions[number] for number in numbers.tolist()]
-        text = embed_captions(bridge, captions)
-        images = draw(generator, text, numbers.tolist(), config.seed, text.device)
-        for name, hits in as_asked(judge, look(images), captions).items():
-            rows[name].update(numbers, hits)
+    with together():
+        for numbers in batches(len(held_out), config.batch_size, "held-out combinations", progress):
+            captions = [held_out.captions[number] for number in numbers.tolist()]
+            text = embed_captions(bridge, captions)
+            images = draw(generator, text, numbers.tolist(), config.seed, text.device)
+            for name, hits in as_asked(judge, look(images), captions).items():
+                rows[name].update(numbers, hits)
     found = {name: own.ordered() for name, own in rows.items()}
     _add_accuracies(result, "caption_accuracy_held_out", {n: mean_of(own[own.isfinite()]) for n, own in found.items()})
 

@@ -1,0 +1,28 @@
+"""Several processes on this machine, as torchrun starts them, for tests."""
+
+import os
+import socket
+
+import torch
+import torch.multiprocessing as mp
+
+
+def launch(work, processes, *args):
+    """Call `work(rank, *args)` in so many gloo processes; an exception in one is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_start, (processes, port, work, args), nprocs=processes)
+
+
+def _start(rank, processes, port, work, args):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        work(rank, *args)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,175 @@
+"""N processes with batch B/N are one process with batch B; what fails in one, fails in all."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from launch import launch
+
+from galiplib import load_config, load_generator, sample
+from galiplib.augmentation import draw
+from galiplib.config import ConfigError
+from galiplib.parts import make_bridge
+from galiplib.processes import Team, check_batch, together
+from galiplib.runs import Run
+from galiplib.training import Batch, Networks, Optimizers, train_step
+
+TINY = {
+    "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
+    "model.fusion_blocks": 1, "data.train_size": 24, "data.test_size": 21, "train.batch_size": 8, "train.max_steps": 4,
+    "train.checkpoint_every": 2, "train.sample_every": 4, "train.evaluate_every": 4, "train.penalty_every": 2,
+    "train.precision": "fp32",
+}  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with")
+
+
+def trained(folder, overrides=None, steps=None):
+    """Open a run and train it, `steps` of it at most."""
+    warnings.simplefilter("ignore")
+    run = Run(folder, load_config("mini", {**TINY, **(overrides or {})}), "cpu", progress=False)
+    for report in run.train():
+        if report.step == steps:
+            break
+    return run
+
+
+def train_in_process(rank, folder, overrides, steps=None):
+    run = trained(folder, overrides, steps)
+    own = torch.cat([parameter.flatten() for parameter in run.networks.parameters()])
+    everyone = [torch.empty_like(own) for _ in range(run.team.size)]
+    torch.distributed.all_gather(everyone, own)
+    assert all(torch.equal(own, other) for other in everyone)  # EMA included
+
+
+RECIPES = (
+    {},
+    {"train.accumulate": 2, "train.shift": 2, "train.colour": 0.5},
+    {"train.recipe": "paper"},
+)
+
+
+def steps_in_double(team, overrides):
+    """Three steps in double precision -> the losses, and all tensors of all networks.
+
+    In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
+    """
+    config = load_config("mini", {**TINY, **overrides})
+    bridge = make_bridge(config).double()
+    for module in bridge.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.__class__ = torch.nn.LayerNorm  # CLIP's own goes through single precision
+    networks = Networks(bridge, config).double()
+    optimizers = Optimizers(networks, config.train)
+    random, reports = torch.Generator().manual_seed(3), []
+    for step in (1, 2, 3):
+        images, sentence, noise = (
+            torch.randn(8, *shape, generator=random, dtype=torch.float64) * size
+            for shape, size in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
+        )
+        augmentations = draw(config.train, 8, random)
+        own = images[team.part(8)]
+        reports.append(
+            train_step(networks, bridge, optimizers, config.train, step, own, sentence, noise, augmentations, team)
+        )
+    return reports, networks.state_dict()
+
+
+def step_in_process(rank, folder):
+    torch.Tensor.float = torch.Tensor.double  # whatever insists on single precision; this process does nothing else
+    torch.set_default_dtype(torch.float64)
+    team = Team("cpu")
+    found = []
+    for overrides in RECIPES:
+        reports, state = steps_in_double(team, overrides)
+        found.append({"reports": [dataclasses.asdict(report) for report in reports], "state": state})
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds."""
+    folder = tmp_path_factory.mktemp("alone")
+    launch(step_in_process, 1, folder)
+    return torch.load(folder / "0.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_batch_exactly(processes, alone, tmp_path):
+    """Losses, gradients, parameters and EMA after three steps are those of one process with the whole batch."""
+    launch(step_in_process, processes, tmp_path)
+    for rank in range(processes):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for overrides, ours, theirs in zip(RECIPES, alone, found, strict=True):
+            for mine, report in zip(ours["reports"], theirs["reports"], strict=True):
+                for key in mine.keys() - {"seconds"}:
+                    assert report[key] == pytest.approx(mine[key], rel=1e-9, abs=1e-12), (overrides, mine["step"], key)
+            for name, tensor in ours["state"].items():
+                torch.testing.assert_close(theirs["state"][name], tensor, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_goes_on_in_one(tmp_path):
+    alone = trained(tmp_path / "alone")
+    launch(train_in_process, 2, tmp_path / "team", {}, 2)
+    with pytest.warns(UserWarning, match="going on with 1 processes where 2 were used"):
+        run = Run(tmp_path / "team", load_config("mini", TINY), "cpu", progress=False)
+    assert run.step == 2
+    list(run.train())
+    for mine, theirs in zip(alone.history(), run.history(), strict=True):
+        assert theirs["step"] == mine["step"] and theirs["loss_d"] == pytest.approx(mine["loss_d"], rel=0.02)
+    (measured,) = run.evaluations()
+    assert measured["clip_similarity"] == pytest.approx(alone.evaluations()[0]["clip_similarity"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_to_its_end(tmp_path):
+    """Evaluation, samples, logs and checkpoints are made once, by all or by the first."""
+    launch(train_in_process, 2, tmp_path / "team", {})
+    run = Run(tmp_path / "team", load_config("mini", TINY | {"train.max_steps": 4}), "cpu", progress=False)
+    assert run.finished and [line["step"] for line in run.history()] == [1, 2, 3, 4]
+    assert [line["step"] for line in run.evaluations()] == [4]
+    assert (tmp_path / "team" / "samples" / "step_000004.png").is_file()
+    found = load_generator(tmp_path / "team" / "generator.safetensors")
+    assert sample(found, found.bridge, "a red bird").images.isfinite().all()
+
+
+def differ(rank, folder):
+    overrides = {**TINY, "train.lr_g": 0.001 * (1 + rank)}
+    with pytest.raises(ConfigError, match="process"):
+        Run(folder, load_config("mini", overrides), "cpu", progress=False)
+    message = "process 1 of 2: no shard 7" if rank == 0 else "^no shard 7"
+    with pytest.raises(FileNotFoundError, match=message), together():
+        if rank == 1:
+            raise FileNotFoundError("no shard 7")
+    team = Team()
+    assert team.any(None) is None and team.any(15 if rank else None) == 15
+    assert team.mean(torch.tensor([float(rank)])).item() == 0.5
+
+
+@pytest.mark.slow
+def test_processes_that_differ_all_say_so(tmp_path):
+    launch(differ, 2, tmp_path / "run")
+
+
+def test_a_batch_that_cannot_be_shared():
+    with pytest.raises(ConfigError, match="train.batch_size = 8 can't be shared by 3 processes .* multiple of 3"):
+        check_batch(8, 1, 3)
+    check_batch(8, 2, 4)
+
+
+def test_shares_of_a_batch_have_the_next_ones_caption():
+    """However a batch is cut, each picture's mismatched caption is the one behind it in the whole batch."""
+    sentence, images = torch.arange(8.0)[:, None], torch.arange(8.0)[:, None]
+    whole = torch.roll(sentence, -1, 0)
+    for processes, parts in ((1, 1), (2, 1), (2, 2), (4, 2), (1, 4)):
+        found = []
+        for rank in range(processes):
+            own = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
+            for part in Batch.share(images[own], sentence, sentence, None, own).split(parts):
+                behind = sentence if part.following is None else torch.cat([part.sentence, part.following])
+                found.append(behind.roll(-1, 0)[: len(part.images)])
+                np.testing.assert_array_equal(part.images, part.sentence)
+        torch.testing.assert_close(torch.cat(found), whole)
