@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo course test lab board lint clean
+.PHONY: help setup demo course test lab app board lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(STAMP)  ## run the tests (ARGS="-m 'not slow'" for the fast ones)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(ARGS)
+
+app: $(STAMP)  ## the sampling panel as a web page, on this machine only (ARGS="--port 8877")
+	$(PY) -m galiplib.app $(ARGS)
 
 board: $(STAMP)  ## watch training runs in TensorBoard, on this machine only (ARGS="--logdir outputs/birds")
 	$(BIN)/tensorboard --host 127.0.0.1 --logdir outputs $(ARGS)

@@ -24,7 +24,8 @@ from .sheets import contact_sheet, save_png
 MANIFEST, SHEET = "manifest.jsonl", "sheet.png"
 SHEET_PICTURES = 96  # the first ones of a long list
 COLUMNS = {
-    "caption": str, "seed": int, "truncation": float, "towards": str, "share": float, "seed_b": int, "turn": float
+    "caption": str, "seed": int, "truncation": float, "towards": str, "share": float, "seed_b": int, "turn": float,
+    "late": str, "late_from": int,
 }  # fmt: skip
 
 

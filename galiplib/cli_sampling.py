@@ -29,6 +29,8 @@ def add_arguments(one: argparse.ArgumentParser, weights_help: str, clip_help: st
     one.add_argument("--truncation", type=float, default=1.0, help="factor of the noise, 0 to 2")
     one.add_argument("--towards", metavar="CAPTION", help="a second caption, to mix with or walk to")
     one.add_argument("--share", type=float, help="of the second caption: above 1 goes beyond it (guidance)")
+    one.add_argument("--late", default="", metavar="CAPTION", help="what the late blocks get in place of the caption")
+    one.add_argument("--late-from", type=int, default=0, metavar="N", help="the first of the late blocks")
     one.add_argument("--to-seed", type=int, help="a second seed to walk to")
     one.add_argument("--steps", type=int, help="pictures of the walk; by default 8, in a .gif or .mp4 48")
     one.add_argument("--best", type=int, metavar="K", help="of COUNT pictures the K that CLIP finds nearest")
@@ -45,12 +47,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give either one or more captions, or --file, or --replay")
     walking = args.steps is not None or args.to_seed is not None or (args.towards and args.share is None)
     best = args.best is not None
-    if (args.file or args.replay) and (walking or best or args.towards):
-        raise ValueError("--towards, --to-seed, --steps and --best go with captions, not with --file or --replay")
+    if (args.file or args.replay) and (walking or best or args.towards or args.late):
+        raise ValueError("--towards, --late, --to-seed, --steps and --best go with captions, not --file or --replay")
     if walking and len(args.captions) > 1:
         raise ValueError("a walk starts at one caption")
-    if walking and (best or args.share is not None or args.count is not None):
-        raise ValueError("a walk (--towards without --share, --to-seed, --steps) takes no --count, --share or --best")
+    if walking and (best or args.share is not None or args.count is not None or args.late):
+        raise ValueError(
+            "a walk (--towards without --share, --to-seed, --steps) takes no --count, --share, --late or --best"
+        )
     if best and len(args.captions) > 1:
         raise ValueError("--best ranks the pictures of one caption")
     clip_model = load_clip(args.clip) if args.clip else None
@@ -96,7 +100,7 @@ def _walk(args: argparse.Namespace, generator: Generator, origin: Origin) -> Non
 
 def _sheet(args: argparse.Namespace, generator: Generator, origin: Origin) -> None:
     count = 8 if args.count is None else args.count
-    settings = {"truncation": args.truncation}
+    settings = {"truncation": args.truncation, "late": args.late, "late_from": args.late_from}
     if args.towards:
         settings |= {"towards": args.towards, "share": args.share}
     elif args.share is not None:

@@ -109,12 +109,20 @@ class Generator(nn.Module):
     def bridge(self) -> ClipBridge:
         return self._bridge[0]
 
-    def forward(self, noise: Tensor, sentence: Tensor) -> Tensor:
-        """(B, Z), (B, E) -> (B, 3, H, W)."""
+    def forward(
+        self, noise: Tensor, sentence: Tensor, late: tuple[Tensor, Tensor] | None = None, late_from: int = 0
+    ) -> Tensor:
+        """(B, Z), (B, E) -> (B, 3, H, W).
+
+        Style mixing: the generator blocks from number `late_from` on get noise and sentence from `late`, if given.
+        """
         self._warn_of_neighbours(len(noise))
         condition = torch.cat([noise, sentence], dim=1)  # (B, Z + E)
-        given = condition if self.recurrent is None else self.recurrent(noise, sentence)  # or (B, affines, STATE_DIM)
-        given = iter(hand_out(given, len(self.fusion) + len(self.blocks)))  # block by block
+        given = self._given(noise, sentence)
+        if late is not None:
+            first = len(self.fusion) + late_from
+            given[first:] = self._given(*late)[first:]
+        given = iter(given)
         x = self.code(noise).unflatten(1, self.code_shape)  # (B, code, g, g)
         for block in self.fusion:
             x = block(x, next(given))
@@ -124,6 +132,11 @@ class Generator(nn.Module):
         for block in self.blocks:
             x = block(x, next(given))  # (B, channels, size, size)
         return self.to_rgb(F.leaky_relu(x, SLOPE))  # (B, 3, H, W)
+
+    def _given(self, noise: Tensor, sentence: Tensor) -> list[Tensor]:
+        """What every fusion and generator block gets: (B, Z + E) or (B, affines, STATE_DIM)."""
+        given = self.recurrent(noise, sentence) if self.recurrent else torch.cat([noise, sentence], dim=1)
+        return hand_out(given, len(self.fusion) + len(self.blocks))
 
     def _warn_of_neighbours(self, batch: int) -> None:
         if self.batch_dependent and not self.training and batch > 1 and not self._warned:

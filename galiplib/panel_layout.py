@@ -31,8 +31,8 @@ class Controls:
             tooltip="off: the weights in training, of a run folder",
         )  # fmt: skip
         self.again = _button("Look again", "search the folder for checkpoints made meanwhile")
-        self.train = _button("Train one, a minute", "a short training of your own")
-        self.train.layout.width = "145px"
+        self.train = _button("Train a minute", "a short training of your own")
+        self.train.layout.width = "125px"
         self.examples = ipywidgets.Dropdown(
             options=[("choose one …", ""), *((text, text) for text in examples)], description="Examples", style=LABEL,
             layout=FULL, disabled=not examples,
@@ -66,8 +66,12 @@ class Controls:
             placeholder="the caption to go to",
         )  # fmt: skip
         self.share = ipywidgets.FloatSlider(
-            value=0.5, min=-0.5, max=1.5, step=0.05, description="Its share", style=LABEL, layout={"width": "520px"},
+            value=0.5, min=-0.5, max=1.5, step=0.05, description="Its share", style=LABEL, layout={"width": "400px"},
             tooltip="0: the first caption, 1: the second, beyond: guidance",
+        )  # fmt: skip
+        self.late = ipywidgets.IntSlider(
+            value=0, min=0, max=1, description="Late blocks", style=LABEL, layout={"width": "400px"},
+            tooltip="so many of the last blocks get the second caption alone",
         )  # fmt: skip
         self.frames = ipywidgets.IntSlider(
             value=24, min=4, max=96, description="Frames", style=LABEL, layout={"width": "400px"}
@@ -88,10 +92,11 @@ class Controls:
         self.grid = ipywidgets.HTML()
 
         self.history = ipywidgets.HBox(layout={"flex_flow": "row nowrap", "overflow": "auto", "grid_gap": "10px"})
+        mixing, moving = _row(self.share, self.late), _row(self.frames, self.kind, self.animate)
         self.tabs = ipywidgets.Tab(
             [
                 ipywidgets.VBox([_row(self.count, self.best), self.pictures]),
-                ipywidgets.VBox([self.towards, self.share, _row(self.frames, self.kind, self.animate), self.mixture]),
+                ipywidgets.VBox([self.towards, mixing, moving, self.mixture]),
                 ipywidgets.VBox([self.captions, self.columns, self.grid]),
             ],
             titles=TABS,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 SEEDS = 2**32  # torch's CPU generator looks at the lowest 32 bits only
-LIMITS = {"truncation": (0.0, 2.0), "share": (-2.0, 3.0), "turn": (0.0, 1.0)}
+LIMITS = {"truncation": (0.0, 2.0), "share": (-2.0, 3.0), "turn": (0.0, 1.0), "late_from": (0, 16)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Recipe:
             it is guidance, away from the first caption and beyond the second; below 0 the other way round.
         seed_b, turn: a second seed and how far the noise is turned to it, 0 .. 1, on the arc between the two (White,
             "Sampling Generative Networks", 2016): a straight line would leave the length that the generator knows.
+        late, late_from: style mixing (Karras et al., "StyleGAN", 2019): a caption that the generator blocks from number
+            `late_from` on, 0 being the first, get in place of the sentence so far; the noise stays.
 
     Raises:
         ValueError: for an empty caption, or a value out of its range.
@@ -40,11 +42,15 @@ class Recipe:
     share: float = 0.0
     seed_b: int | None = None
     turn: float = 0.0
+    late: str = ""
+    late_from: int = 0
 
     def __post_init__(self) -> None:
         check_caption(self.caption, "the caption")
         if self.towards or self.share:
             check_caption(self.towards, "the second caption")
+        if self.late or self.late_from:
+            check_caption(self.late, "the caption of the late blocks")
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int):
                 raise ValueError(f"the seed must be a whole number, not {seed!r}")
@@ -59,8 +65,8 @@ class Recipe:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The one or two captions that it mixes."""
-        return (self.caption, self.towards) if self.towards else (self.caption,)
+        """The captions that it mixes."""
+        return tuple(filter(None, (self.caption, self.towards, self.late)))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -70,9 +76,10 @@ class Recipe:
     @property
     def text(self) -> str:
         """The caption; of a mixture both, with their shares."""
+        text = f"{1 - self.share:.0%} {self.caption}, {self.share:.0%} {self.towards}"
         if self.share in (0, 1):
-            return self.towards if self.share else self.caption
-        return f"{1 - self.share:.0%} {self.caption}, {self.share:.0%} {self.towards}"
+            text = self.towards if self.share else self.caption
+        return f"{text}, from block {self.late_from} on {self.late}" if self.late else text
 
     @property
     def settings(self) -> dict[str, Any]:

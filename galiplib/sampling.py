@@ -11,6 +11,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,8 @@ def sample(
     Args:
         batch_size: pictures that pass through the network together; see `draw`.
         progress: show a bar.
-        settings: more of a `Recipe`, the same for all: truncation, towards and share, seed_b and turn.
+        settings: more of a `Recipe`, the same for all: truncation, towards and share, seed_b and turn, late and
+            late_from.
 
     Raises:
         ValueError: for an empty caption, or a count, seed, batch size or setting out of range.
@@ -204,7 +206,7 @@ def draw(
             for the whole batch, as RATLIP's published code does: alone, its pictures are their own.)
 
     Raises:
-        ValueError: for a batch size below one, or a caption of which the CLIP knows no word.
+        ValueError: for a batch size below one, a caption of which the CLIP knows no word, a block that isn't there.
         FloatingPointError: for pictures with NaN or infinity in them.
     """
     weight = next(generator.parameters())
@@ -212,15 +214,28 @@ def draw(
         batch_size = 1 if weight.device.type == "cpu" else GPU_BATCH
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    blocks = len(generator.blocks)
+    if (latest := max((recipe.late_from for recipe in recipes), default=0)) > blocks:
+        raise ValueError(f"late_from must lie between 0 and {blocks}, the number of generator blocks, not {latest}")
     sentence_of = _Sentences(bridge, recipes)
-    for start in range(0, len(recipes), batch_size):
-        part = recipes[start : start + batch_size]
+    for part in _batches(recipes, batch_size):
         with torch.inference_mode():
-            noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part])  # (B, Z)
-            sentence = torch.stack([sentence_of(recipe) for recipe in part])  # (B, E)
-            images = generator(noise.to(weight), sentence.to(weight)).float().cpu()
+            noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
+            sentence = torch.stack([sentence_of(recipe) for recipe in part]).to(weight)  # (B, E)
+            late = None
+            if part[0].late:
+                late = noise, torch.stack([sentence_of.encoded(recipe.late) for recipe in part]).to(weight)
+            images = generator(noise, sentence, late, part[0].late_from).float().cpu()
         check_finite(images)
         yield images.clamp(-1, 1)
+
+
+def _batches(recipes: Sequence[Recipe], batch_size: int) -> Iterator[list[Recipe]]:
+    """Neighbours of which the same blocks get a caption of their own, at most `batch_size` of them."""
+    for _, alike in groupby(recipes, key=lambda recipe: (bool(recipe.late), recipe.late_from)):
+        waiting = list(alike)
+        for start in range(0, len(waiting), batch_size):
+            yield waiting[start : start + batch_size]
 
 
 class _Sentences:
@@ -239,15 +254,16 @@ class _Sentences:
                 warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
             self.tokens[text] = bridge.tokenize(text)
 
-    def _encoded(self, text: str) -> Tensor:
+    def encoded(self, text: str) -> Tensor:
+        """Caption -> (E,)."""
         if text not in self.found:
             tokens = self.tokens[text].to(self.bridge.pixel_mean.device)
             self.found[text] = self.bridge.encode_text(tokens)[0]
         return self.found[text]
 
     def __call__(self, recipe: Recipe) -> Tensor:
-        first = self._encoded(recipe.caption)  # (E,)
-        return torch.lerp(first, self._encoded(recipe.towards), recipe.share) if recipe.share else first
+        first = self.encoded(recipe.caption)  # (E,)
+        return torch.lerp(first, self.encoded(recipe.towards), recipe.share) if recipe.share else first
 
 
 # ---------------------------------------------------------------- a picture made again

@@ -34,7 +34,7 @@ EXAMPLES = (
     "a large white bird with a long red beak at sunset",
 )
 HISTORY = 12  # drawings that the strip remembers
-RESTORED = ("caption", "seed", "truncation", "count", "best", "towards", "share", "captions", "columns")
+RESTORED = ("caption", "seed", "truncation", "count", "best", "towards", "share", "late", "captions", "columns")
 OWN_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # whose messages say all
 
 
@@ -82,8 +82,8 @@ class _Sampler:
         ):  # fmt: skip
             button.on_click(self._shown(action))
         for control, action in (
-            (c.examples, self._take_example), (c.share, self._preview), (c.checkpoint, self._load),
-            (c.averaged, self._load),
+            (c.examples, self._take_example), (c.share, self._preview), (c.late, self._preview),
+            (c.checkpoint, self._load), (c.averaged, self._load),
         ):  # fmt: skip
             control.observe(self._shown(action), names="value")
         for field in (c.caption, c.towards):
@@ -171,7 +171,8 @@ class _Sampler:
         towards = " ".join(c.towards.value.split())
         if not towards:
             raise ValueError("the second caption is empty: write what the picture should turn into")
-        return Recipe(self._caption(), c.seed.value, c.truncation.value, towards, round(c.share.value, 4))
+        late = {"late": towards, "late_from": c.late.max - c.late.value} if c.late.value else {}
+        return Recipe(self._caption(), c.seed.value, c.truncation.value, towards, round(c.share.value, 4), **late)
 
     def _animate(self) -> None:
         c, mixture = self.controls, self._mixture()
@@ -251,9 +252,15 @@ class _Sampler:
         c = self.controls
         paths = ["mini", self.origin.checkpoint, *map(str, find_checkpoints(self.folder))]
         with self._by_itself():
-            c.checkpoint.options = [("mini (shipped)" if p == "mini" else p, p) for p in dict.fromkeys(paths)]
+            c.checkpoint.options = [(self._label(path), path) for path in dict.fromkeys(paths)]
             c.checkpoint.value, c.averaged.value = self.origin.checkpoint, self.origin.ema
+            c.late.max = len(self.generator.blocks)
         c.averaged.disabled = not Path(self.origin.checkpoint).is_dir()
+
+    def _label(self, path: str) -> str:
+        if path == "mini":
+            return "mini (shipped)"
+        return str(Path(path).relative_to(self.folder)) if Path(path).is_relative_to(self.folder) else path
 
     def _load(self) -> None:
         """Take the weights that the controls name; if that fails, the controls go back to those in use."""

@@ -39,7 +39,7 @@ def test_sample_from_the_shipped_generator(monkeypatch, tmp_path):
 
 def test_every_way_of_sampling(monkeypatch, tmp_path, capsys):
     one, again, red, blue = tmp_path / "1.png", tmp_path / "2.png", "a red bird with black wings", "a blue bird"
-    guided = ["--truncation", 0.7, "--towards", blue, "--share", 1.5]
+    guided = ["--truncation", 0.7, "--towards", blue, "--share", 1.5, "--late", blue, "--late-from", 3]
     galip(monkeypatch, "sample", red, "--count", 1, *guided, "--out", one)
     galip(monkeypatch, "sample", "--replay", one, "--out", again)
     assert one.read_bytes() == again.read_bytes()

@@ -48,6 +48,7 @@ def trained(tiny_config, tmp_path):
     "recipe",
     [
         Recipe(RED, 7),
+        Recipe(RED, 7, late=BLUE, late_from=2),
         Recipe(RED, 7, truncation=0.4, towards=BLUE, share=1.25),
         Recipe("two 小鳥 <b>red</b> birds 🐦", 2**32 - 1, seed_b=5, turn=0.3),
     ],

@@ -97,6 +97,7 @@ def test_sampling_leaves_the_global_random_state_alone(generator, bridge):
         (RED, {"towards": BLUE, "share": 9}, "share must lie between -2 and 3, not 9"),
         (RED, {"share": 0.5}, "the second caption is empty"),
         (RED, {"turn": 0.5}, "give seed_b, too"),
+        (RED, {"late_from": 2}, "the caption of the late blocks is empty"),
         (RED, {"truncate": 0.5}, "unknown truncate: a picture is made from caption, "),
         (RED + " \ud800", {}, r"holds '\\ud800', which is no whole character"),
     ],
@@ -153,6 +154,22 @@ def test_guidance_goes_beyond_the_second_caption(generator, bridge):
         by_hand = generator(recipes.noise_of([0], 8), (b + 0.5 * (b - a))[None])
     torch.testing.assert_close(made.images, by_hand.clamp(-1, 1))
     assert made.captions == [f"-50% {RED}, 150% {BLUE}"]
+
+
+def test_late_blocks_take_another_caption(generator, bridge):
+    blocks = len(generator.blocks)
+    many = sampling.sample(generator, bridge, [RED, BLUE], count=2, late=BLUE, late_from=1, batch_size=3).images
+    assert (many[0] - sampling.sample(generator, bridge, RED).images[0]).abs().max() > 0.05
+    assert (many[0] - many[2]).abs().max() > 0.01  # the first block still tells RED from BLUE
+    torch.testing.assert_close(many[2:], sampling.sample(generator, bridge, BLUE, count=2).images)
+    none = sampling.sample(generator, bridge, RED, late=BLUE, late_from=blocks)
+    assert torch.equal(none.images, sampling.sample(generator, bridge, RED).images)
+    assert none.captions == [f"{RED}, from block {blocks} on {BLUE}"]
+    kinds = [recipes.Recipe(RED, late=BLUE, late_from=late) for late in (0, 1, 1)] + [recipes.Recipe(RED)]
+    together = sampling.collect(generator, bridge, kinds, batch_size=8).images
+    torch.testing.assert_close(together, sampling.collect(generator, bridge, kinds).images)
+    with pytest.raises(ValueError, match=f"late_from must lie between 0 and {blocks}, the number of generator blocks"):
+        sampling.sample(generator, bridge, RED, late=BLUE, late_from=blocks + 1)
 
 
 def test_ranking_keeps_what_clip_finds_nearest(generator, bridge):

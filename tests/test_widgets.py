@@ -148,6 +148,10 @@ def test_two_captions_are_mixed_and_walked(panel):
         ends += pictures(panel, "mixture")
         assert text(panel).startswith("mixture: ")
     assert len(ends) == 2 and abs(ends[0] - ends[1]).max() > 10
+    find(panel, "share").value, find(panel, "late").value = 0.0, 1
+    assert find(panel, "late").max == 4
+    styled = pictures(panel, "mixture")[0]
+    assert all(abs(styled - end).max() > 2 for end in ends) and "from block 3 on" in text(panel)
     find(panel, "tabs").selected_index = 0
     assert np.array_equal(draw(panel, count=1)[0], ends[0])
     assert np.array_equal(draw(panel, caption=find(panel, "towards").value)[0], ends[1])
@@ -287,7 +291,7 @@ def test_the_checkpoint_is_chosen_in_the_panel(trained, tmp_path):
     folder, config = trained
     panel = widgets.sampler_panel(load_generator(), folder=tmp_path, training=config)
     choice = find(panel, "checkpoint")
-    assert choice.options == (("mini (shipped)", "mini"), (str(folder), str(folder)))
+    assert choice.options == (("mini (shipped)", "mini"), ("some/run", str(folder)))
     assert find(panel, "averaged").disabled
     shipped = pictures(panel)
     choice.value = str(folder)
