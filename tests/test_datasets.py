@@ -468,7 +468,7 @@ def test_random_crops_follow_from_the_generator(faces, opened):
     assert np.array_equal(batch, photos.pixels(rows, np.random.default_rng(1))[0])  # now from memory
     assert not np.array_equal(batch, photos.pixels(rows, np.random.default_rng(2))[0])
     assert np.array_equal(shown, rows)
-    whole = photos._resized(0)
+    whole = photos.resized(0)
     crops = {
         crop.tobytes(): (top, left, flip)
         for top in range(whole.shape[0] - 15)
