@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import statistics
@@ -28,6 +29,12 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def clock() -> float:
+    """Seconds: the wall's; with one thread, as beside other work, this process's own."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
+
+
 def alternate(
     candidates: dict[str, Callable[[], object]], device: torch.device, repeats: int, warm_up: int = 2
 ) -> dict[str, list[float]]:
@@ -36,11 +43,11 @@ def alternate(
     for turn in range(warm_up + repeats):
         for name, call in candidates.items():
             synchronise(device)
-            started = time.perf_counter()
+            started = clock()
             call()
             synchronise(device)
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 
@@ -51,6 +58,11 @@ def ratio(times: dict[str, list[float]], base: str, name: str) -> tuple[float, f
         return statistics.median(ratios), ratios[0], ratios[-1]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return middle, low, high
+
+
+def psnr(error: float) -> float:
+    """Mean square error of pictures in [-1, 1] -> dB."""
+    return 10 * math.log10(4 / error) if error else math.inf
 
 
 # ---------------------------------------------------------------- the machine
@@ -91,8 +103,10 @@ def describe(device: torch.device) -> str:
         platform.processor(),
     )
     found = torch.cpu.get_capabilities()
-    units = [name for name in ("avx512", "avx512_bf16", "amx_bf16") if found.get(name)]
-    return f"{model} ({', '.join(units)}), {torch.get_num_threads()} threads, {version}"
+    units = [name for name in ("avx512_f", "avx512_bf16", "amx_bf16") if found.get(name)]
+    threads = torch.get_num_threads()
+    timed = "1 thread, process time" if threads == 1 else f"{threads} threads, wall time"
+    return f"{model} ({', '.join(units)}), {timed}, {version}"
 
 
 # ---------------------------------------------------------------- operations and bytes
@@ -125,8 +139,13 @@ class _Counter(TorchDispatchMode):
         self.work = work
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
         count = flop_registry.get(function._overloadpacket)
+        if count is None:
+            with self:  # such as a linear in inference mode, which is a product inside
+                out = function.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        out = function(*args, **(kwargs or {}))
         if count is not None:
             operations = count(*args, **(kwargs or {}), out_val=out)
             outputs = out if isinstance(out, (tuple, list)) else (out,)

@@ -22,7 +22,6 @@ from galiplib.clip_bridge import ClipBridge
 from galiplib.config import Config
 from galiplib.generator import block_channels, block_sizes
 from galiplib.reference import to_theirs
-from galiplib.training import Networks
 
 
 class TwoLinears(nn.Module):
@@ -239,26 +238,30 @@ class ImageEncoder:
 
 
 class Reference:
-    """The authors' training, with a copy of our networks' weights.
+    """The authors' training and sampling.
 
     Args:
         precision: "fp32", or "fp16" (autocast with a loss scaler; a GPU only: on a CPU, fp16 is emulated).
+        training: with discriminator and optimizers.
     """
 
-    def __init__(self, bridge: ClipBridge, config: Config, networks: Networks | None = None, precision="fp32") -> None:
+    def __init__(self, bridge: ClipBridge, config: Config, precision: str = "fp32", training: bool = True) -> None:
         device = bridge.pixel_mean.device
         self.clip, self.encode_image, self.config = bridge.model, ImageEncoder(bridge), config.train
-        self.netG, self.netD, self.netC = (net(bridge, config).to(device) for net in (NetG, NetD, NetC))
-        if networks is not None:
-            pairs = (("netG", networks.generator), ("netD", networks.discriminator), ("netC", networks.head))
-            for name, ours in pairs:
-                state = {to_theirs(name, n): t.clone().contiguous() for n, t in ours.state_dict().items()}
-                getattr(self, name).load_state_dict(state)
+        self.device, self.half = device, precision == "fp16"
+        self.netG = NetG(bridge, config).to(device)
+        if not training:
+            return
+        self.netD, self.netC = NetD(bridge, config).to(device), NetC(bridge, config).to(device)
         d_parameters = [*self.netD.parameters(), *self.netC.parameters()]
         self.optimizer_g = torch.optim.Adam(self.netG.parameters(), lr=config.train.lr_g, betas=(0.0, 0.9))
         self.optimizer_d = torch.optim.Adam(d_parameters, lr=config.train.lr_d, betas=(0.0, 0.9))
-        self.device, self.half = device, precision == "fp16"
         self.scaler_g, self.scaler_d = (torch.amp.GradScaler(device.type, enabled=self.half) for _ in range(2))
+
+    def copy(self, network: str, ours: nn.Module) -> None:
+        """Take the weights of one of our networks, of which "netG", "netD" or "netC" is theirs."""
+        state = {to_theirs(network, name): tensor for name, tensor in ours.state_dict().items()}
+        getattr(self, network).load_state_dict(state)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.float16) if self.half else contextlib.nullcontext()

@@ -1,19 +1,21 @@
 """What is measured: GALIP at the size of profile mini and at ViT-B/32's, by the reference and by galiplib.
 
-Random weights at ViT-B/32's size, for time depends on no weight; mini has its shipped CLIP. All compute the same function
-(the published one: nearest shortcuts, the reference input of CLIP, a penalty every step) unless they say so.
+Random weights at ViT-B/32's size, for time depends on no weight; mini has its shipped CLIP. All compute the same
+function (the published one: nearest shortcuts, the reference input of CLIP, a penalty every step) unless they say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from galiplib import load_config
 from galiplib.clip_bridge import CLIP, ClipBridge
 from galiplib.clip_files import load_clip
 from galiplib.config import Config, build_config
+from galiplib.generator import block_sizes
 from galiplib.training import Networks, Optimizers, resolve_precision, train_step
 from reference import Reference
 
@@ -70,16 +72,16 @@ def step_of(
     device = bridge.pixel_mean.device
     config = config_of(size, precision if whose != "reference" else "fp32", "stable" if whose == "profile" else "paper",
                        image_size)  # fmt: skip
-    networks = Networks(bridge, config)
-    trained = (networks.generator, networks.discriminator, networks.head)
-    parameters = sum(p.numel() for module in trained for p in module.parameters())
-    side = networks.generator.image_size
+    side = block_sizes(bridge.grid, config.model.image_size)[-1]
     images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
     noise = torch.randn(batch, config.model.noise_dim, device=device)
     tokens = bridge.tokenize(captions(batch)).to(device)
     if whose == "reference":
-        theirs = Reference(bridge, config, networks, precision)
-        return lambda: theirs.step(images, tokens, noise), precision, parameters
+        theirs = Reference(bridge, config, precision)
+        trained = (theirs.netG, theirs.netD, theirs.netC)
+        return lambda: theirs.step(images, tokens, noise), precision, count(trained)
+    networks = Networks(bridge, config)
+    trained = (networks.generator, networks.discriminator, networks.head)
     with torch.no_grad():
         sentence = bridge.encode_text(tokens)
     optimizers = Optimizers(networks, config.train)
@@ -87,5 +89,10 @@ def step_of(
     return (
         lambda: train_step(networks, bridge, optimizers, config.train, next(number), images, sentence, noise),
         precision,
-        parameters,
+        count(trained),
     )
+
+
+def count(modules: Sequence[nn.Module]) -> int:
+    """Their parameters."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

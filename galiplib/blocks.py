@@ -45,8 +45,8 @@ class TextFusion(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, channels, H, W), (B, C) -> (B, channels, H, W)."""
-        x = F.leaky_relu(self.affine0(x, condition), SLOPE)
-        return F.leaky_relu(self.affine1(x, condition), SLOPE)
+        x = F.leaky_relu(self.affine0(x, condition), SLOPE, inplace=True)
+        return F.leaky_relu(self.affine1(x, condition), SLOPE, inplace=True)
 
 
 class FusionBlock(nn.Module):

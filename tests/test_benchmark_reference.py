@@ -40,7 +40,10 @@ def pair(request, small_clip, doubled):
     for parameter in networks.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     networks.ema.load_state_dict(networks.generator.state_dict())
-    return config, bridge, networks, Reference(bridge, config, networks)
+    theirs = Reference(bridge, config)
+    for name, ours in (("netG", networks.generator), ("netD", networks.discriminator), ("netC", networks.head)):
+        theirs.copy(name, ours)
+    return config, bridge, networks, theirs
 
 
 def recorded(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
