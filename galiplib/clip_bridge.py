@@ -217,16 +217,25 @@ class ClipBridge(nn.Module):
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""
+        visual = self.model.visual
+        tapped, x = self._run_image(images, self.layers)
+        return tapped, visual.ln_post(x[:, 0]) @ visual.proj
+
+    def tap_image(self, images: Tensor) -> Tensor:
+        """The tapped features of `encode_image` alone: blocks behind the last tap are not computed."""
+        return self._run_image(images, self.taps[-1] + 1)[0]
+
+    def _run_image(self, images: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """Images -> tapped features, and what leaves the last of `layers` blocks (B, 1 + g*g, width)."""
         self._need_whole("images")
         visual = self.model.visual
         x = self._tokens_in(visual.conv1(self.preprocess(images).to(visual.conv1.weight.dtype)))
         tapped = []
-        for index, block in enumerate(visual.transformer.resblocks):
-            x = run_block(block, x)  # (B, 1 + g*g, width)
+        for index, block in enumerate(visual.transformer.resblocks[:layers]):
+            x = run_block(block, x)
             if index in self.taps:
                 tapped.append(self._grid_out(x))
-        embedding = visual.ln_post(x[:, 0]) @ visual.proj
-        return torch.stack(tapped, dim=1), embedding
+        return torch.stack(tapped, dim=1), x
 
     def map_features(self, features: Tensor, prompts: Tensor) -> Tensor:
         """The prompted mapper: features (B, width, g, g) and prompts (B, P, width) -> (B, width, g, g).
