@@ -43,10 +43,10 @@ def default_prompt_layers(layers: int) -> int:
 
 
 def attention(block: nn.Module, x: Tensor) -> Tensor:
-    """A CLIP block's self-attention, (B, L, D) -> (B, L, D), written out.
+    """A CLIP block's self-attention, (B, L, D) -> (B, L, D).
 
-    On the small shapes of a small CLIP this is faster on a CPU, backward included, than the fused kernel
-    (`benchmarks/attention.py` measures it); elsewhere the fused one is used.
+    Fused, but on a CPU written out where there will be a backward pass: that of the fused kernel is two to six times
+    slower in bf16, on some processors in fp32 too (`benchmarks/attention.py`).
     """
     attn = block.attn
     batch, length, width = x.shape
@@ -58,7 +58,7 @@ def attention(block: nn.Module, x: Tensor) -> Tensor:
     mask = block.attn_mask
     if mask is not None:
         mask = mask[:length, :length].to(x)
-    if x.device.type == "cpu" and length <= 128:
+    if q.requires_grad and x.device.type == "cpu" and length <= 128:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, L, L)
         y = (scores if mask is None else scores + mask).softmax(-1) @ v
     else:
