@@ -16,10 +16,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import measure
-import subjects
 import torch
 
+import measure
+import subjects
 from galiplib import minibirds
 from galiplib.training_data import TrainingData
 
