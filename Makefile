@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo course test lab app board lint clean
+.PHONY: help setup demo course test lab app board bench lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,14 @@ app: $(STAMP)  ## the sampling panel as a web page, on this machine only (ARGS="
 
 board: $(STAMP)  ## watch training runs in TensorBoard, on this machine only (ARGS="--logdir outputs/birds")
 	$(BIN)/tensorboard --host 127.0.0.1 --logdir outputs $(ARGS)
+
+bench: $(STAMP)  ## time training and sampling beside the authors' way (tables and figures in benchmarks/results)
+	$(PY) benchmarks/train_step.py
+	$(PY) benchmarks/sampling.py
+	$(PY) benchmarks/small_clip.py
+	$(PY) benchmarks/loading.py
+	$(PY) benchmarks/attention.py
+	$(PY) benchmarks/growth.py
 
 lint: $(STAMP)  ## check the code's style and that the notebooks carry no outputs
 	$(BIN)/ruff check .

@@ -96,8 +96,8 @@ class TextFusion(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, channels, H, W), (B, C) or (B, 2, C) -> (B, channels, H, W)."""
         first, second = hand_out(condition, 2)
-        x = F.leaky_relu(self.affine0(x, first), SLOPE)
-        return F.leaky_relu(self.affine1(x, second), SLOPE)
+        x = F.leaky_relu(self.affine0(x, first), SLOPE, inplace=True)
+        return F.leaky_relu(self.affine1(x, second), SLOPE, inplace=True)
 
 
 class ShuffleAttention(nn.Module):
@@ -178,16 +178,25 @@ class FusionBlock(nn.Module):
         return x + self.fuse2(self.conv2(residual), second)
 
 
-def conv_of_doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3x3 convolution of `x` doubled to the nearest, without the large map: (B, C, H, W) -> (B, O, 2H, 2W).
+def kernel_of_doubled(weight: Tensor) -> Tensor:
+    """A 3x3 kernel (O, C, 3, 3) for maps doubled to the nearest -> its equal for the small map, (C, O, 4, 4).
 
     Each output pixel sees only 2x2 different input pixels, so the 3x3 kernel spread over them is a transposed
-    convolution with a 4x4 kernel and stride 2: 16 products where upsampling first takes 36. Equal up to rounding.
+    convolution with a 4x4 kernel and stride 2: 16 products where upsampling first takes 36.
     """
-    kernel = F.pad(conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))  # (C, O, 5, 5)
+    kernel = F.pad(weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))  # (C, O, 5, 5)
     kernel = kernel[..., :-1, :] + kernel[..., 1:, :]  # (C, O, 4, 5)
-    kernel = kernel[..., :-1] + kernel[..., 1:]  # (C, O, 4, 4)
-    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+    return kernel[..., :-1] + kernel[..., 1:]  # (C, O, 4, 4)
+
+
+def conv_of_doubled(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution of `x` doubled to the nearest, without the large map: (B, C, H, W) -> (B, O, 2H, 2W).
+
+    Equal up to rounding. A transposed convolution has its kernel spread already (`fast.for_sampling`).
+    """
+    if isinstance(conv, nn.ConvTranspose2d):
+        return conv(x)
+    return F.conv_transpose2d(x, kernel_of_doubled(conv.weight), conv.bias, stride=2, padding=1)
 
 
 class GeneratorBlock(nn.Module):

@@ -43,10 +43,10 @@ def default_prompt_layers(layers: int) -> int:
 
 
 def attention(block: nn.Module, x: Tensor) -> Tensor:
-    """A CLIP block's self-attention, (B, L, D) -> (B, L, D), written out.
+    """A CLIP block's self-attention, (B, L, D) -> (B, L, D).
 
-    On the small shapes of a small CLIP this is faster on a CPU, backward included, than the fused kernel
-    (`benchmarks/attention.py` measures it); elsewhere the fused one is used.
+    Fused, but on a CPU written out where there will be a backward pass: that of the fused kernel is two to six times
+    slower in bf16, on some processors in fp32 too (`benchmarks/attention.py`).
     """
     attn = block.attn
     batch, length, width = x.shape
@@ -58,7 +58,7 @@ def attention(block: nn.Module, x: Tensor) -> Tensor:
     mask = block.attn_mask
     if mask is not None:
         mask = mask[:length, :length].to(x)
-    if x.device.type == "cpu" and length <= 128:
+    if q.requires_grad and x.device.type == "cpu" and length <= 128:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, L, L)
         y = (scores if mask is None else scores + mask).softmax(-1) @ v
     else:
@@ -225,16 +225,25 @@ class ClipBridge(nn.Module):
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""
+        visual = self.model.visual
+        tapped, x = self._run_image(images, self.layers)
+        return tapped, visual.ln_post(x[:, 0]) @ visual.proj
+
+    def tap_image(self, images: Tensor) -> Tensor:
+        """The tapped features of `encode_image` alone: blocks behind the last tap are not computed."""
+        return self._run_image(images, self.taps[-1] + 1)[0]
+
+    def _run_image(self, images: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """Images -> tapped features, and what leaves the last of `layers` blocks (B, 1 + g*g, width)."""
         self._need_whole("images")
         visual = self.model.visual
         x = self._tokens_in(visual.conv1(self.preprocess(images).to(visual.conv1.weight.dtype)))
         tapped = []
-        for index, block in enumerate(visual.transformer.resblocks):
-            x = run_block(block, x)  # (B, 1 + g*g, width)
+        for index, block in enumerate(visual.transformer.resblocks[:layers]):
+            x = run_block(block, x)
             if index in self.taps:
                 tapped.append(self._grid_out(x))
-        embedding = visual.ln_post(x[:, 0]) @ visual.proj
-        return torch.stack(tapped, dim=1), embedding
+        return torch.stack(tapped, dim=1), x
 
     def map_features(self, features: Tensor, prompts: Tensor) -> Tensor:
         """The prompted mapper: features (B, width, g, g) and prompts (B, P, width) -> (B, width, g, g).

@@ -24,7 +24,7 @@ from .clip_bridge import ClipBridge
 from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
-from .losses import clip_similarity, hinge_fake, hinge_real, matching_aware_penalty
+from .losses import clip_similarity, hinge_fake, hinge_real, penalty_of, watched
 from .processes import Team
 from .training_data import TrainingData
 
@@ -124,7 +124,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # oneDNN uses either
+    found = any(getattr(torch.cpu, unit, lambda: False)() for unit in units)
+    return "bf16" if device.type == "cpu" and found else "fp32"
 
 
 def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
@@ -172,7 +174,8 @@ def train_step(
         with torch.set_grad_enabled(parts == 1):
             fakes.append(team.through(draw_fakes, networks.generator))
         losses = partial(discriminator_losses, networks, bridge, config, step, part, fakes[-1][0].detach(), add)
-        team.through(losses, networks.discriminator, networks.head, last=part is batch[-1]).backward()
+        loss = team.through(losses, networks.discriminator, networks.head, last=part is batch[-1])
+        loss.backward(inputs=optimizers.d_parameters)  # not towards the penalty's features
     norm_d = gradient_norm(optimizers.d_parameters)
     skipped = not _apply(optimizers.d, norm_d, config)
 
@@ -235,11 +238,11 @@ class Batch:
         following = torch.cat([self.sentence, behind])[cut.stop : cut.stop + 1]
         return Batch(images, self.sentence[cut], self.noise[cut], augmentations, following)
 
-    def said(self, head: ConditionalHead) -> tuple[Tensor, Tensor]:
-        """What the head makes of the sentences, and of the mismatched ones, each computed once."""
-        whole = self.sentence if self.following is None else torch.cat([self.sentence, self.following])
+    def said(self, head: ConditionalHead, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head makes of the batch's sentences, (B, E), and of the mismatched ones, each computed once."""
+        whole = sentence if self.following is None else torch.cat([sentence, self.following])
         said = head.said(whole)
-        return said[: len(self.sentence)], said.roll(-1, 0)[: len(self.sentence)]
+        return said[: len(sentence)], said.roll(-1, 0)[: len(sentence)]
 
 
 def generate(networks: Networks, bridge: ClipBridge, config: TrainConfig, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -256,19 +259,24 @@ def discriminator_losses(
 ) -> Tensor:
     """Real with its caption, real with another's, generated, and the penalty -> what the discriminator minimises."""
     head, device = networks.head, batch.noise.device
+    penalised = step % config.penalty_every == 0
     with autocast(config.precision, device):
         images = augment(batch.images, batch.augmentations[0], config) if batch.augmentations else batch.images
         with torch.no_grad():  # the penalty asks for gradients towards the features, not towards the pixels
-            features, _ = bridge.encode_image(images)
-        seen, (said, mismatched) = head.seen(networks.discriminator(features)), batch.said(head)
+            features, sentence = bridge.tap_image(images), batch.sentence
+        said, _ = batch.said(head, sentence)
+        logit_fake = head.compare(head.seen(networks.discriminator(fakes)), said)
+    if penalised:  # its graph is the real pairs': in fp32 then, all of it
+        features, sentence = watched(features), watched(sentence)
+    with autocast("fp32" if penalised else config.precision, device):
+        seen, (said, mismatched) = head.seen(networks.discriminator(features)), batch.said(head, sentence)
         logit_real = head.compare(seen, said)
         logit_mismatch = head.compare(seen, mismatched)
-        logit_fake = head.compare(head.seen(networks.discriminator(fakes)), said)
     loss_real, loss_mismatch, loss_fake = hinge_real(logit_real), hinge_fake(logit_mismatch), hinge_fake(logit_fake)
     penalty = torch.zeros((), device=device)
-    if step % config.penalty_every == 0:
+    if penalised:
         weight = config.penalty_weight * config.penalty_every
-        penalty = matching_aware_penalty(networks.judge, features, batch.sentence, weight, config.penalty_power)
+        penalty = penalty_of(logit_real, features, sentence, weight, config.penalty_power)
     for name, loss, logits, right in (
         ("real", loss_real, logit_real, logit_real > 0),
         ("mismatch", loss_mismatch, logit_mismatch, logit_mismatch < 0),

@@ -1,0 +1,98 @@
+"""The benchmarks' yardstick computes what galiplib computes: the same step, the same pictures."""
+
+import copy
+
+import pytest
+import torch
+from clip.model import LayerNorm
+from torch import Tensor, nn
+
+from benchmarks.reference import Reference
+from galiplib.clip_bridge import ClipBridge
+from galiplib.config import load_config
+from galiplib.reference import to_theirs
+from galiplib.training import Networks, Optimizers, train_step
+
+CAPTIONS = ["a red bird with black wings", "a small blue bird", "a white belly in the snow", "this is a red bird"]
+
+
+@pytest.fixture
+def doubled(monkeypatch):
+    """Everything computes in float64, where nothing but a real difference is larger than 1e-9."""
+    monkeypatch.setattr(LayerNorm, "forward", nn.LayerNorm.forward)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=[56, 60, "reference"])  # doublings of the grid; a last block that is none; the published sizes
+def pair(request, small_clip, doubled):
+    """Our paper recipe and the reference, on the same weights, none of them at its neutral start."""
+    small = {"channels": 4, "code_channels": 8, "disc_channels": 16, "head_channels": 8, "fusion_blocks": 1}
+    settings = {f"model.{name}": value for name, value in small.items()}
+    settings |= {"model.image_size": request.param, "model.smooth_shortcut": False, "train.recipe": "paper"}
+    # Where a discriminator's gradient cancels to rounding noise, Adam makes a whole step of it: a small one.
+    config = load_config("mini", {**settings, "train.precision": "fp32", "train.lr_d": 1e-9})
+    bridge = ClipBridge(copy.deepcopy(small_clip), "reference").double()
+    networks = Networks(bridge, config)
+    torch.manual_seed(1)
+    for parameter in networks.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    networks.ema.load_state_dict(networks.generator.state_dict())
+    theirs = Reference(bridge, config)
+    for name, ours in (("netG", networks.generator), ("netD", networks.discriminator), ("netC", networks.head)):
+        theirs.copy(name, ours)
+    return config, bridge, networks, theirs
+
+
+def recorded(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+    """The gradients that the optimizer's next step finds, by the identity of their parameter."""
+    found = {}
+
+    def record(*_):
+        for group in optimizer.param_groups:
+            found.update({id(p): p.grad.clone() for p in group["params"] if p.grad is not None})
+
+    optimizer.register_step_pre_hook(record)
+    return found
+
+
+def test_the_reference_step_is_the_paper_recipes(pair):
+    config, bridge, networks, theirs = pair
+    size = networks.generator.image_size
+    images, noise = torch.rand(4, 3, size, size) * 2 - 1, torch.randn(4, config.model.noise_dim)
+    tokens = bridge.tokenize(CAPTIONS)
+    with torch.no_grad():
+        sentence = bridge.encode_text(tokens)
+        before = networks.generator(noise, sentence)
+    optimizers = Optimizers(networks, config.train)
+    gradients = {"ours": recorded(optimizers.d), "theirs": recorded(theirs.optimizer_d)}
+    gradients["ours G"], gradients["theirs G"] = recorded(optimizers.g), recorded(theirs.optimizer_g)
+
+    losses = theirs.step(images, tokens, noise)
+    report = train_step(networks, bridge, optimizers, config.train, 1, images, sentence, noise)
+    for name, value in losses.items():
+        assert getattr(report, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    assert losses["penalty"] > 1e-3
+
+    for network, module, which in (
+        ("netD", networks.discriminator, ""), ("netC", networks.head, ""), ("netG", networks.generator, " G"),
+    ):  # fmt: skip
+        for name, parameter in module.named_parameters():
+            other = getattr(theirs, network).get_parameter(to_theirs(network, name))
+            ours, wanted = gradients["ours" + which][id(parameter)], gradients["theirs" + which][id(other)]
+            assert (ours - wanted).abs().max() <= 1e-7 * wanted.abs().max() + 1e-12, name
+    with torch.no_grad():
+        after, wanted = networks.generator(noise, sentence), theirs.netG(noise, sentence)
+    assert (after - wanted).abs().max() <= 1e-6 * (after - before).abs().max()
+
+
+def test_the_reference_draws_the_same_pictures(pair):
+    config, bridge, networks, theirs = pair
+    noise, tokens = torch.randn(4, config.model.noise_dim), bridge.tokenize(CAPTIONS)
+    with torch.no_grad():
+        ours = networks.generator(noise, bridge.encode_text(tokens)).clamp(-1, 1)
+    pictures = theirs.sample(tokens, noise)
+    assert pictures.std() > 0.01
+    torch.testing.assert_close(ours, pictures, rtol=1e-9, atol=1e-9)
