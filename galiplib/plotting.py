@@ -315,7 +315,9 @@ def accuracy_bars(results: Mapping) -> Figure:
     for index, (key, (label, colour)) in enumerate(series.items()):
         x = np.arange(len(names)) + (index - (len(series) - 1) / 2) * width
         heights = [float(np.nan if results[key].get(name) is None else results[key][name]) for name in names]
-        bars = ax.bar(x, heights, 0.92 * width, color=colour, label=label)
+        errors = results.get("errors", {}).get(key, {})
+        spread = [errors.get(name, 0) for name in names] if errors else None
+        bars = ax.bar(x, heights, 0.92 * width, color=colour, label=label, yerr=spread, ecolor=INK)
         ax.bar_label(bars, ["" if np.isnan(h) else f"{h:.0%}" for h in heights], fontsize=9, padding=2)
     chance = results.get("chance") or {}
     marked = [(i, chance[name]) for i, name in enumerate(names) if name in chance]

@@ -28,7 +28,7 @@ def test_best_real_and_quoted_rows():
     quotes = {"GALIP (paper)": {"fid": 10.08, "clip_similarity": 0.3164}}
     found = Comparison({"early": record(9.0, 0.8), "late": record(12.0, 0.9)}, quotes)
     assert list(found.table.index) == ["early", "late", "real pictures", "GALIP (paper) (quoted)"]
-    assert found.best("frechet_distance") == "early" and found.best("caption_accuracy") == "late"
+    assert found.best("frechet_distance") == ["early"] and found.best("caption_accuracy") == ["late"]
     assert found.table.loc["real pictures", "frechet_distance"] == 2.0  # the floor is no competitor
     assert found.errors.loc["late", "caption_accuracy"] == pytest.approx(0.025)
     text = found.markdown()
@@ -37,7 +37,7 @@ def test_best_real_and_quoted_rows():
     assert "| GALIP (paper) (quoted) |  | 10.1 |" in text and "no comparison" in text
     assert "<b>9.000" in found._repr_html_()
     alone = Comparison({"one": record(9.0, 0.8)}, {})
-    assert alone.best("frechet_distance") is None
+    assert alone.best("frechet_distance") == [] == found.best("clip_similarity")  # one alone, and two equal
     assert "**" not in alone.markdown() and "it is no FID" in alone.markdown()
 
 
@@ -57,7 +57,7 @@ def test_compare_checkpoints_and_an_export(tiny_config, tmp_path, monkeypatch):
     paths = [*sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt")), tmp_path / "shipped.safetensors"]
     found = compare(paths, "mini", SMALL, tmp_path / "out", progress=False)
     assert found.measured == ["run step_000001", "run step_000002", "shipped"]
-    assert found.best("frechet_distance") == found.best("caption_accuracy") == "shipped"
+    assert found.best("frechet_distance") == found.best("caption_accuracy") == ["shipped"]
     saved = pd.read_csv(tmp_path / "out" / "comparison.csv", index_col="model")
     assert saved.loc["shipped", "ssim"] == pytest.approx(found.table.loc["shipped", "ssim"])
     assert saved.loc["shipped", "clip_similarity_error"] > 0

@@ -21,6 +21,7 @@ from .metrics import (
     mean_of,
     precision_recall,
     r_precision,
+    share_of,
 )
 from .pixels import PixelMeasure, pixel_measure
 from .ranges import EvaluationError, to_range
@@ -33,5 +34,5 @@ __all__ = [
     "frechet_distance", "frechet_floor", "frechet_of", "generate", "halves", "jackknife", "judge_features",
     "kernel_distance", "list_pictures", "load_statistics", "mean_of", "measure_folder", "measure_generator",
     "noise_of", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",
-    "save_statistics", "statistics_of", "to_range",
+    "save_statistics", "share_of", "statistics_of", "to_range",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
     Attributes:
         title: what stands above it; {features} is what the distances are over.
-        better: +1 where more is better, -1 where less is.
+        better: +1 where more is better, -1 where less is, 0 where neither is in itself.
         real: the key of the real pictures' value, which bounds it.
     """
 
@@ -49,9 +49,9 @@ COLUMNS = {
     "kernel_distance": Column("kernel distance ({features})", -1),
     "precision": Column("precision ({features})", 1),
     "recall": Column("recall ({features})", 1),
-    "density": Column("density ({features})", 1),
+    "density": Column("density ({features})", 0),
     "coverage": Column("coverage ({features})", 1),
-    "diversity": Column("diversity ({features})", 1, "diversity_real"),
+    "diversity": Column("diversity ({features})", 0),
     "clip_similarity": Column("CLIP similarity", 1, "clip_similarity_real"),
     "clip_score": Column("CLIPScore", 1, "clip_score_real"),
     "r_precision": Column("R-precision", 1, "r_precision_real"),
@@ -96,20 +96,18 @@ class Comparison:
         """The labels of the rows that were measured here."""
         return list(self.records)
 
-    def best(self, key: str) -> str | None:
-        """The label of the best measured row of a column; None where only one was measured."""
-        own = self.table.loc[self.measured, key].dropna()
-        if len(own) < 2:
-            return None
-        return own.idxmax() if COLUMNS[key].better > 0 else own.idxmin()
+    def best(self, key: str) -> list[str]:
+        """The labels of the best measured rows of a column; none where all are equal, or more is not better."""
+        own, better = self.table.loc[self.measured, key].dropna(), COLUMNS[key].better
+        if own.nunique() < 2 or not better:
+            return []
+        return list(own.index[own == (own.max() if better > 0 else own.min())])
 
     def titles(self) -> dict[str, str]:
         """Column -> its heading, with an arrow towards the better."""
         over = next(iter(self.records.values()))["features"][0]
-        return {
-            key: f"{COLUMNS[key].title.format(features=over)} {'↑' if COLUMNS[key].better > 0 else '↓'}"
-            for key in self.table
-        }
+        arrows = {1: " ↑", -1: " ↓", 0: ""}
+        return {key: COLUMNS[key].title.format(features=over) + arrows[COLUMNS[key].better] for key in self.table}
 
     def cells(self) -> pd.DataFrame:
         """The table as text: value ± standard error, the best in bold (Markdown)."""
@@ -121,7 +119,7 @@ class Comparison:
                     continue
                 text = f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
                 text += "" if pd.isna(error) else f" ± {error:.2g}"
-                shown.loc[label, key] = f"**{text}**" if label == self.best(key) else text
+                shown.loc[label, key] = f"**{text}**" if label in self.best(key) else text
         return shown
 
     def markdown(self) -> str:

@@ -24,6 +24,7 @@ from .ranges import EvaluationError, to_range
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+INCEPTION_BATCH = 25  # pictures at once: enlarged to 299 x 299 they take some 50 MB each
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,12 @@ def inception_extractor(weights: str | Path | None = None, device: str | torch.d
             f"InceptionV3's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, fetch "
             f"{INCEPTION_URL} elsewhere and give its path as weights"
         ) from None
-    return Extractor(
-        "inception", 2048, "FID", "KID", lambda images: network(to_range(images, "byte").to(device)).flatten(1)
-    )
+
+    def extract(images: Tensor) -> Tensor:
+        parts = to_range(images, "byte").to(device).split(INCEPTION_BATCH)
+        return torch.cat([network(part).flatten(1) for part in parts])
+
+    return Extractor("inception", 2048, "FID", "KID", extract)
 
 
 def extractor(name: str, **parts: Any) -> Extractor:

@@ -20,7 +20,7 @@ from .features import Extractor
 from .frechet import Moments, frechet_of
 from .given import as_asked
 from .looking import GROUPS, KEPT, Eyes
-from .metrics import cosines, kernel_distance, mean_of, precision_recall
+from .metrics import cosines, kernel_distance, precision_recall, share_of
 from .ranges import EvaluationError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -128,5 +128,5 @@ def evaluate_folder(
         result["clip_similarity"] = torch.cat(similar).mean().item()
     if asked:
         hits = {name: torch.cat([own[name] for own in asked]) for name in JUDGED}
-        result["caption_accuracy"] = {name: mean_of(own[own.isfinite()]).value for name, own in hits.items()}
+        result["caption_accuracy"] = {name: share_of(own[own.isfinite()]).value for name, own in hits.items()}
     return result | {"images": len(paths), "real_images": len(data), "features": [look.name]}

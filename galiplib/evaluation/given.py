@@ -13,7 +13,7 @@ from .. import minibirds
 from ..clip_bridge import ClipBridge
 from ..judge import JUDGED, Judge
 from .drawing import BATCH, embed_captions, evaluating
-from .metrics import cosines, mean_of
+from .metrics import cosines, share_of
 from .ranges import EvaluationError, to_range
 
 
@@ -49,7 +49,7 @@ def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> d
     if not any(map(minibirds.asked, captions)):
         raise EvaluationError(f"no caption names any of {', '.join(JUDGED)}: {list(captions[:2])}")
     hits = as_asked(judge, judge_features(judge, images), captions)
-    shares = {name: mean_of(own[own.isfinite()]) for name, own in hits.items()}
+    shares = {name: share_of(own[own.isfinite()]) for name, own in hits.items()}
     return {name: Accuracy(share.value, share.count) for name, share in shares.items()}
 
 

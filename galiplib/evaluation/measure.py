@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +31,22 @@ from .folders import evaluate_folder
 from .frechet import Statistics, frechet_of
 from .given import as_asked
 from .looking import GROUPS, KEPT, Eyes, FakeSide, RealSide, batches
-from .metrics import Measured, diversity, jackknife, kernel_distance, mean_of, precision_recall, r_precision
+from .metrics import (
+    Measured,
+    diversity,
+    jackknife,
+    kernel_distance,
+    mean_of,
+    precision_recall,
+    r_precision,
+    share_of,
+)
 from .ranges import EvaluationError
 from .rows import Rows
 from .statistics_files import load_statistics, real_statistics
 
-WIDE = 1024  # features from which on a distance's error comes from its two halves, not from ten groups
+WIDE = 1024  # features above which the error of a distance would take too long
+SPLITS = 4  # ways to part the pictures in halves
 CAPTIONS, TRIES = 50, 4  # of which diversity draws pictures, and how many of each
 
 
@@ -102,8 +113,9 @@ def evaluate(
 
     Returns:
         An `Evaluation` with the values, over the features of the first of `eval.features`:
-        frechet_distance: generated against real, mean over two disjoint halves of the data set, a picture of each row:
-            as many a side (frechet_images) as in frechet_floor, which is real against real.
+        frechet_distance: half of the real pictures against those generated of the others, a picture of each row, mean
+            over several ways to halve: as many a side (frechet_images) as in frechet_floor, which is real against
+            real. A generator as good as the real pictures gets the floor.
         frechet_all: every generated picture (images_measured) against every real one (frechet_all_real), or against
             `eval.statistics`, as distances are published; the more pictures the smaller.
         kernel_distance; precision, recall, density, coverage; diversity (mean distance of the features of pictures of
@@ -200,19 +212,21 @@ def _compare_crowds(
 ) -> None:
     """Distances between the features of all real and all generated pictures."""
     ours, theirs = real.moments[names.extractor], fake.moments[names.extractor]
-    everything = range(GROUPS)
 
-    def crossed(groups: Sequence[int]) -> list[float]:
+    def crossed(groups: Sequence[int]) -> float:
         """Each half's real pictures against the other half's generated ones: none meets its own original."""
-        even, odd = [g for g in groups if g % 2 == 0], [g for g in groups if g % 2]
-        return [frechet_of(ours.statistics(a), theirs.statistics(b)).value for a, b in ((even, odd), (odd, even))]
+        pairs = [pair for a, b in split_halves(groups) for pair in ((a, b), (b, a))]
+        return sum(frechet_of(ours.statistics(a), theirs.statistics(b)).value for a, b in pairs) / len(pairs)
 
-    both = crossed(everything)
-    result.add(names("frechet_distance"), Measured(sum(both) / 2, _error_of(both, crossed, ours.dim), 0))
-    even, odd = (ours.statistics(range(start, GROUPS, 2)) for start in (0, 1))
-    floor = frechet_of(even, odd)
-    result.add(names("frechet_floor"), floor.value)
-    result.values[names("frechet_images")] = min(even.count, odd.count)
+    def floor(groups: Sequence[int]) -> float:
+        """The same of real pictures only."""
+        pairs = split_halves(groups)
+        return sum(frechet_of(ours.statistics(a), ours.statistics(b)).value for a, b in pairs) / len(pairs)
+
+    for name, statistic in (("frechet_distance", crossed), ("frechet_floor", floor)):
+        value = statistic(range(GROUPS))
+        result.add(names(name), Measured(value, _error_of(statistic, ours.dim), 0))
+    result.values[names("frechet_images")] = len(real.plan.real) // 2
     whole = whole or ours.statistics()
     result.add(names("frechet_all"), frechet_of(whole, theirs.statistics()).value)
     result.values[names("frechet_all_real")] = whole.count
@@ -224,12 +238,19 @@ def _compare_crowds(
     )
 
 
-def _error_of(both: list[float], crossed: Callable[[Sequence[int]], list[float]], dim: int) -> float:
-    """Standard error of the mean of two halves' distances."""
-    if dim > WIDE:  # twenty more roots of large matrices would take minutes
-        return abs(both[0] - both[1]) / 2
+def split_halves(groups: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Groups of pictures -> several ways to part them in two halves: one split alone may be a lucky one."""
+    order = list(groups)
+    ways = [np.random.default_rng(way).permutation(order).tolist() for way in range(SPLITS)]
+    return [(way[: len(way) // 2], way[len(way) // 2 :]) for way in ways]
+
+
+def _error_of(statistic: Callable[[Sequence[int]], float], dim: int) -> float:
+    """Standard error of a distance of halves, if it can be had."""
+    if dim > WIDE:  # a hundred more roots of large matrices would take minutes
+        return math.nan
     try:
-        return jackknife(lambda groups: sum(crossed(groups)) / 2, GROUPS)
+        return jackknife(statistic, GROUPS)
     except EvaluationError:  # too few pictures for as many groups
         return math.nan
 
@@ -257,7 +278,7 @@ def _measure_scores(result: Evaluation, real: RealSide, fake: FakeSide, bridge: 
         own = name.removesuffix("_real")
         if own in JUDGED:
             asked = scores[scores.isfinite()]
-            accuracies["caption_accuracy" + name.removeprefix(own)][own] = mean_of(asked)
+            accuracies["caption_accuracy" + name.removeprefix(own)][own] = share_of(asked)
         else:
             result.add(name, mean_of(scores))
     if accuracies["caption_accuracy"]:
@@ -267,8 +288,8 @@ def _measure_scores(result: Evaluation, real: RealSide, fake: FakeSide, bridge: 
     result.values["clip_convention"] = bridge.convention
     captions = fake.plan.captions[: len(fake.image)]
     photos = real.features["clip"][torch.from_numpy(fake.plan.place[: len(fake.image)])]
-    result.attempt("r_precision", lambda: mean_of(r_precision(fake.image, fake.text, captions)))
-    result.attempt("r_precision_real", lambda: mean_of(r_precision(photos, fake.text, captions)))
+    result.attempt("r_precision", lambda: share_of(r_precision(fake.image, fake.text, captions)))
+    result.attempt("r_precision_real", lambda: share_of(r_precision(photos, fake.text, captions)))
 
 
 def _measure_accuracies(
@@ -286,7 +307,7 @@ def _measure_accuracies(
             for name, hits in as_asked(judge, look(images), captions).items():
                 rows[name].update(numbers, hits)
     found = {name: own.ordered() for name, own in rows.items()}
-    _add_accuracies(result, "caption_accuracy_held_out", {n: mean_of(own[own.isfinite()]) for n, own in found.items()})
+    _add_accuracies(result, "caption_accuracy_held_out", {n: share_of(own[own.isfinite()]) for n, own in found.items()})
 
 
 def _add_accuracies(result: Evaluation, name: str, found: dict[str, Measured]) -> None:
