@@ -1,8 +1,15 @@
 """Data sets in WebDataset shards: written, read by number, trained from, and everything that can be wrong with them."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -211,6 +218,34 @@ def test_an_error_in_a_worker_is_the_same_one_line(copy, tiny_config):
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"^\S+\.tar is cut: it ends at byte 5,000, not at [\d,]+ or later$"):
         data.batch(1, 8, 0)
+
+
+def test_a_worker_that_is_killed_is_told_of(birds, tiny_config):
+    data = TrainingData(make_bridge(tiny_config()), opened(birds), workers=1)
+    data.batch(1, 8, 0)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises((DataError, RuntimeError), match="killed by signal"):  # torch's own error, if it comes first
+        os.kill(worker.pid, signal.SIGKILL)
+        for step in range(2, 8):
+            data.batch(step, 8, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_with_worker_processes_after_its_step(birds, tmp_path):
+    """The whole process group gets it, as from a terminal."""
+    settings = [f"data.folder={birds}", "data.name=shards", "data.workers=2", "model.channels=4", "train.batch_size=4",
+                "model.disc_channels=16", "train.evaluate_every=0", "train.sample_every=1000"]  # fmt: skip
+    command = [sys.executable, "-m", "galiplib.cli", "train", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not (tmp_path / "run" / "metrics.jsonl").is_file():
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 130 and "Traceback" not in said
+    assert re.search(r"galip: stopped after step \d+ of 500; the same command or cell goes on from there", said)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)  # nothing of the group is left
 
 
 def test_a_run_on_shards_that_stops_and_resumes_is_the_one_that_was_never_interrupted(tmp_path, tiny_config):
