@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .caption_cache import DEFAULT_FOLDER, sentence_embeddings, unique_captions
 from .clip_bridge import ClipBridge
 from .data_files import DataError
+from .disk_rows import Table
 from .shards import Shards, shuffled_rows
 
 DRAWS = 3  # random numbers that a picture takes: where it is cropped, across and down, and whether it is flipped
@@ -77,24 +78,31 @@ class BatchReader(Dataset):
     """What each step's batch shows: a function of the step and of what is given here, and of nothing else.
 
     Args:
+        index: draws a caption of each row.
+        sentences: the embeddings of all captions (U, E).
         size: pictures of the whole batch.
         seed: of the order of the rows, crops, flips and captions.
         part: the pictures of it that are read.
     """
 
-    def __init__(self, source: Source, index: CaptionIndex | Shards, size: int, seed: int, part: slice) -> None:
-        self.source, self.index, self.size, self.seed, self.part = source, index, size, seed, part
+    def __init__(
+        self, source: Source, index: CaptionIndex | Shards, sentences: np.ndarray | Table, size: int, seed: int,
+        part: slice,
+    ) -> None:  # fmt: skip
+        self.source, self.index, self.sentences = source, index, sentences
+        self.size, self.seed, self.part = size, seed, part
         self.rows = shuffled_rows if isinstance(source, Shards) else permuted_rows
 
     def read(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures of the part (b, S, S, 3) uint8; places of the whole batch's captions (B,)."""
+        """Pictures of the part (b, S, S, 3) uint8; embeddings of the whole batch's captions (B, E)."""
         epoch, place = divmod(step - 1, len(self.source) // self.size)
         start = place * self.size
         rows = self.rows(len(self.source), self.seed, epoch, start, start + self.size).copy()
         random = np.random.default_rng((self.seed, 4, step))
         random.bit_generator.advance(DRAWS * self.part.start)  # past the pictures before
         pixels, rows[self.part] = self.source.pixels(rows[self.part], random)
-        return pixels, self.index.draw(rows, np.random.default_rng((self.seed, 1, step)))
+        places = self.index.draw(rows, np.random.default_rng((self.seed, 1, step)))
+        return pixels, np.asarray(self.sentences[places])
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray] | DataError:
         """The same in a worker process, where an error is handed over, not raised: it would come as a traceback."""
@@ -168,17 +176,20 @@ class TrainingData:
         """
         if size > len(self):
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
-        reader = BatchReader(self.source, self.index, size, seed, part or slice(0, size))
-        pixels, places = self._from_workers(reader, step) if self.workers else reader.read(step)
-        return to_images(pixels).to(self.device), torch.from_numpy(self.sentences[places]).to(self.device)
+        reader = BatchReader(self.source, self.index, self.sentences, size, seed, part or slice(0, size))
+        pixels, sentences = self._from_workers(reader, step) if self.workers else reader.read(step)
+        return to_images(pixels).to(self.device), torch.from_numpy(sentences).to(self.device)
 
     def _from_workers(self, reader: BatchReader, step: int) -> tuple[np.ndarray, np.ndarray]:
         at, before, batches = self._next or (None, None, None)
         if at != step or vars(before) != vars(reader):
             batches = reader.ahead(step, self.workers)
-        found = next(batches)
-        self._next = step + 1, reader, batches
+        self._next = None
+        try:
+            found = next(batches)
+        except RuntimeError as error:  # of a worker that was killed
+            raise DataError(f"a process that reads pictures ahead ended ({error}): set data.workers lower") from None
         if isinstance(found, DataError):
-            self._next = None
             raise found
+        self._next = step + 1, reader, batches
         return found

@@ -1,9 +1,17 @@
 """Data sets in WebDataset shards: written, read by number, trained from, and everything that can be wrong with them."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +28,8 @@ from galiplib.runs import Run
 from galiplib.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, make_shards, write_shards
 from galiplib.shards import open_shards, shuffled_rows
 from galiplib.training_data import TrainingData
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -210,24 +220,52 @@ def test_an_error_in_a_worker_is_the_same_one_line(copy, tiny_config):
         data.batch(1, 8, 0)
 
 
-def test_a_run_on_shards_that_stops_and_resumes_is_the_one_that_was_never_interrupted(birds, tmp_path, tiny_config):
-    shards = {"data__name": "shards", "data__folder": str(birds), "train__max_steps": 4, "train__evaluate_every": 0,
-              "train__checkpoint_every": 2, "train__sample_every": 100, "train__batch_size": 30}  # fmt: skip
+def test_a_worker_that_is_killed_is_told_of(birds, tiny_config):
+    data = TrainingData(make_bridge(tiny_config()), opened(birds), workers=1)
+    data.batch(1, 8, 0)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises((DataError, RuntimeError), match="killed by signal"):  # torch's own error, if it comes first
+        os.kill(worker.pid, signal.SIGKILL)
+        for step in range(2, 8):
+            data.batch(step, 8, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_with_worker_processes_after_its_step(birds, tmp_path):
+    """The whole process group gets it, as from a terminal."""
+    settings = [f"data.folder={birds}", "data.name=shards", "data.workers=2", "model.channels=4", "train.batch_size=4",
+                "model.disc_channels=16", "train.evaluate_every=0", "train.sample_every=1000"]  # fmt: skip
+    command = [sys.executable, "-m", "galiplib.cli", "train", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not (tmp_path / "run" / "metrics.jsonl").is_file():
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 130 and "Traceback" not in said
+    assert re.search(r"galip: stopped after step \d+ of 500; the same command or cell goes on from there", said)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)  # nothing of the group is left
+
+
+def test_a_run_on_shards_that_stops_and_resumes_is_the_one_that_was_never_interrupted(tmp_path, tiny_config):
+    config = load_config("mini", {"data.train_size": 24, "data.test_size": 6})
+    make_shards(config, tmp_path / "birds", per_shard=10, progress=False)
+    shards = {"data__name": "shards", "data__folder": str(tmp_path / "birds"), "train__max_steps": 5,
+              "train__evaluate_every": 0, "train__sample_every": 100, "train__batch_size": 8}  # fmt: skip
     whole = Run(tmp_path / "whole", tiny_config(**shards), "cpu", progress=False)
     list(whole.train())
     run = Run(tmp_path / "stopped", tiny_config(**shards), "cpu", progress=False)
     for report in run.train():
-        if report.step == 3:  # in the second epoch
+        if report.step == 4:  # in the second epoch
             break
     resumed = Run(tmp_path / "stopped", tiny_config(**shards, data__workers=1), "cpu", progress=False)
-    assert resumed.step == 3
+    assert resumed.step == 4
     list(resumed.train())
     for one, other in zip(whole.networks.state_dict().values(), resumed.networks.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    seconds = ("seconds",)
-    assert [{k: v for k, v in line.items() if k not in seconds} for line in whole.history()] == [
-        {k: v for k, v in line.items() if k not in seconds} for line in resumed.history()
-    ]
+    one, other = ([{**line, "seconds": 0} for line in run.history()] for run in (whole, resumed))
+    assert len(one) == 5 and one == other
 
 
 def test_embeddings_are_those_of_each_caption_and_an_interrupted_pass_goes_on(copy, tiny_config, monkeypatch):
@@ -404,6 +442,7 @@ def test_checksums_find_what_sizes_do_not(copy):
         check_shards(copy / "train", progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*for testing")
 def test_a_broken_picture_is_replaced_by_the_next(tmp_path):
     write_like_img2dataset(tmp_path, 1, 20, stats=False)
     path = tmp_path / "00000.tar"
@@ -460,3 +499,31 @@ def test_command_line(birds, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         galip("shards", *small, "--out", tmp_path / "other")
     assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the plan on paper
+
+
+def test_the_tables_of_the_plan_are_those_that_the_script_makes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scaling
+
+    text = scaling.TEXT.read_text()
+    assert scaling.with_tables(text, json.loads(scaling.PIECES.read_text())) == text
+
+
+def test_the_formula_of_an_all_reduce(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scaling
+
+    links = scaling.Links("", inside=1e9 / scaling.LINK_SHARE, outside=1e8 / scaling.LINK_SHARE)
+    monkeypatch.setattr(scaling, "LATENCY", 0)
+    assert scaling.all_reduce(1e9, 1, links) == 0
+    assert scaling.all_reduce(1e9, 2, links) == pytest.approx(1)  # half the bytes there, half back
+    assert scaling.all_reduce(1e9, 8, links) == pytest.approx(2 * 7 / 8)
+    assert scaling.all_reduce(1e9, 16, links) == pytest.approx(2 * 7 / 8 + 1.25)  # an eighth, ten times as slow
+    pieces = json.loads(scaling.PIECES.read_text())
+    for gpu in scaling.GPUS:
+        for links in scaling.LINKS:
+            plain, overlapped = (scaling.efficiency(pieces, gpu, links, 64, 32, overlap) for overlap in (False, True))
+            assert 0 < plain <= overlapped < 1
