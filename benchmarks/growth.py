@@ -1,6 +1,6 @@
 """How time and memory grow with batch, picture size and data set: table and figure.
 
-    python benchmarks/growth.py      # profile mini; a point that would take longer than --limit seconds ends its curve
+    python benchmarks/growth.py            # profile mini; a step longer than --limit seconds ends its curve
 
 Each point is a process of its own, whose peak memory is its own: python benchmarks/growth.py --point batch 32
 """

@@ -97,8 +97,8 @@ class Optimizers:
         self.config = config
         self.d_parameters = [*networks.discriminator.parameters(), *networks.head.parameters()]
         self.g_parameters = list(networks.generator.parameters())
-        self.d = torch.optim.Adam(self.d_parameters, lr=config.lr_d, betas=(0.0, 0.9))
-        self.g = torch.optim.Adam(self.g_parameters, lr=config.lr_g, betas=(0.0, 0.9))
+        self.d = torch.optim.Adam(self.d_parameters, lr=config.lr_d, betas=(0.0, 0.9), fused=True)
+        self.g = torch.optim.Adam(self.g_parameters, lr=config.lr_g, betas=(0.0, 0.9), fused=True)
 
     def set_rates(self, step: int) -> float:
         """Learning rates of a step: constant, then falling to zero over the last part -> the generator's."""
