@@ -412,7 +412,8 @@ def test_the_paper_recipe_has_no_guards(parts):
 def test_parts_of_a_batch_add_up_to_the_whole(tiny_config):
     birds, results = minibirds.build("train", 24), {}
     for parts in (1, 2, 4):
-        config = tiny_config(train__max_steps=2, train__accumulate=parts, train__penalty_every=1, train__colour=0.5)
+        exact = {"train__penalty_every": 1, "train__colour": 0.5, "train__precision": "fp32"}
+        config = tiny_config(train__max_steps=2, train__accumulate=parts, **exact)
         bridge = make_bridge(config)
         networks = Networks(bridge, config)
         optimizers, data = Optimizers(networks, config.train), TrainingData(bridge, birds)
