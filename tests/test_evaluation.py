@@ -319,7 +319,7 @@ def test_perfect_pictures_reach_the_limits(generator, bridge, judge, data):
     assert min(perfect["caption_accuracy_held_out"].values()) > 0.95
     assert perfect["clip_similarity"] == pytest.approx(perfect["clip_similarity_real"], abs=1e-6)
     assert perfect["r_precision"] == pytest.approx(perfect["r_precision_real"], abs=0.02)
-    assert perfect["ssim"] == pytest.approx(1, abs=1e-5)
+    assert perfect["ssim"] == pytest.approx(1, abs=1e-4)
     # the crossed halves are those of the floor: no picture meets itself
     assert perfect["frechet_distance"] == pytest.approx(perfect["frechet_floor"], rel=1e-4)
     assert perfect["frechet_all"] == pytest.approx(0, abs=1e-3) and perfect["precision"] == 1
