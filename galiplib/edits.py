@@ -16,10 +16,9 @@ from torch import Tensor
 
 from . import minibirds
 from .clip_bridge import ClipBridge
-from .evaluation import evaluating, noise_of
+from .evaluation import evaluating, noise_of, to_range
 from .explorations import PictureGenerator, pack
 from .judge import COLUMNS, JUDGED, Judge
-from .pictures import to_range
 from .training_data import Source, to_images
 
 CONTROL = 7  # rows further on: the picture that was not given
