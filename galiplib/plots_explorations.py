@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .plotting import INK, ORANGE, styled
-from .sampling import to_uint8
+from .sheets import to_uint8
 
 STRUCTURES = {  # name -> boxes (key: x, y, text; in inches), arrows
     "residual": (
