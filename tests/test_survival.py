@@ -76,10 +76,10 @@ def test_stop_signals_end_after_the_step_and_the_run_goes_on_exactly(opened):
         run = opened(f"stopped{number}", **more)
         batch = run.data.batch
 
-        def signalled(step, size, seed, batch=batch, number=number):
+        def signalled(step, size, seed, part, batch=batch, number=number):
             if step == 3:
                 os.kill(os.getpid(), number)  # in the midst of the step
-            return batch(step, size, seed)
+            return batch(step, size, seed, part)
 
         run.data.batch = signalled
         with pytest.raises(Stopped, match="stopped after step 3 of 6; the same command or cell goes on") as caught:
@@ -317,8 +317,8 @@ def poison(run, steps):
     """Make the gradients of these steps not finite, of every attempt."""
     batch = run.data.batch
 
-    def bad(step, size, seed):
-        images, sentence = batch(step, size, seed)
+    def bad(step, size, seed, part):
+        images, sentence = batch(step, size, seed, part)
         return (images * float("nan") if step in steps else images), sentence * (float("nan") if step in steps else 1)
 
     run.data.batch = bad
@@ -345,8 +345,8 @@ def test_skipped_steps_go_back_to_the_newest_not_to_the_best(opened, monkeypatch
     run = opened(train__evaluate_every=2, train__max_skipped=0, train__max_rollbacks=1)
     good = run.data.batch
 
-    def bad(step, size, seed):
-        images, sentence = good(step, size, seed)
+    def bad(step, size, seed, part):
+        images, sentence = good(step, size, seed, part)
         return images, sentence * (float("nan") if step == 5 and run.guard.rollbacks == 0 else 1)
 
     run.data.batch = bad
