@@ -11,6 +11,7 @@ set -euo pipefail
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # workers that start again get a store of their own
 srun .venv/bin/torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \

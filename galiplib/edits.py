@@ -64,7 +64,7 @@ def make_edits(
             sentence = bridge.encode_text(bridge.tokenize(captions[part]).to(device)).float()
             noise = noise_of(range(start, start + len(sentence)), generator.noise_dim, seed)
             packed = pack(noise, given[part]).to(device)
-            made.append(to_range(generator(packed, sentence), first=start).cpu())
+            made.append(to_range(generator(packed, sentence), numbers=range(start, start + len(sentence))).cpu())
     return Edits(torch.cat(made), given, captions, truth)
 
 

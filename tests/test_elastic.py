@@ -24,7 +24,8 @@ def torchrun(folder, *more):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", *more,
         "-m", "galiplib.cli", "train", "--device", "cpu", "--out", str(folder), *words,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # A store of its own for each attempt: in the agent's, workers may find addresses of the attempt before.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

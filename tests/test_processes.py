@@ -114,7 +114,7 @@ def test_processes_share_a_batch_exactly(processes, alone, tmp_path):
 def test_a_run_of_two_goes_on_in_one(tmp_path):
     alone = trained(tmp_path / "alone")
     launch(train_in_process, 2, tmp_path / "team", {}, 2)
-    with pytest.warns(UserWarning, match="going on with 1 processes where 2 were used"):
+    with pytest.warns(UserWarning, match="1 processes where 2 were used"):
         run = Run(tmp_path / "team", load_config("mini", TINY), "cpu", progress=False)
     assert run.step == 2
     list(run.train())

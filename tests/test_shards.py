@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +239,9 @@ def test_ctrl_c_ends_a_run_with_worker_processes_after_its_step(birds, tmp_path)
                 "model.disc_channels=16", "train.evaluate_every=0", "train.sample_every=1000"]  # fmt: skip
     command = [sys.executable, "-m", "galiplib.cli", "train", "--out", str(tmp_path / "run"), "--device", "cpu"]
     command += [word for setting in settings for word in ("--set", setting)]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    # where the tests themselves run in the background, Ctrl-C is ignored from the start
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while run.poll() is None and not (tmp_path / "run" / "metrics.jsonl").is_file():
         time.sleep(0.2)
     os.killpg(run.pid, signal.SIGINT)
