@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Item:
     box: Box | None = None
 
 
-class Pictures:
+class Pictures(ABC):
     """What all splits of photographs have in common, wherever their files lie: crops and flips, and what is left out.
 
     Attributes:
@@ -57,12 +58,12 @@ class Pictures:
         self._bad_rows: dict[int, BadRow] = {}
         self._kept: dict[int, np.ndarray] = {}
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def picture(self, index: int) -> Image.Image:
         """A picture as RGB; raises BadRow naming the file, if it can't be decoded."""
-        raise NotImplementedError
 
     @property
     def fits_memory(self) -> bool:

@@ -251,8 +251,6 @@ def train_with_pictures(
         packed = pack(noise.to(sentence.device), given)
         augmentations = draw(config, size, random_of(config.seed, 3, step))
         yield train_step(networks, bridge, optimizers, config, step, images, sentence, packed, augmentations)
-        for ours, theirs in zip(networks.ema.buffers(), networks.generator.buffers(), strict=True):
-            ours.copy_(theirs)  # statistics of BatchNorm, which the EMA of weights leaves out
 
 
 def generator_loss(

@@ -7,23 +7,26 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .blocks import kernel_of_doubled
+from .blocks import AttentiveConv, kernel_of_doubled
 from .generator import Generator
 from .training import resolve_precision
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 
 
 def for_sampling(generator: Generator, precision: str = "auto") -> Generator:
     """A frozen copy for drawing pictures, with a CLIP of its own: `sample(fast, fast.bridge, ...)` uses both.
 
-    Weights are stored in the precision they are computed in (except those of CLIP's layer norms, which compute in
-    fp32), convolutions of doubled maps with their phase kernels. The CLIP's copy encodes captions, too.
+    Weights are stored in the precision they are computed in (norms compute in fp32, theirs stay so), convolutions of
+    doubled maps with their phase kernels. The CLIP's copy encodes captions, too.
 
     Args:
         precision: "auto", "bf16" or "fp32", as `train.precision`.
     """
     weight = next(generator.parameters())
     bf16 = resolve_precision(precision, weight.device) == "bf16"
-    kept = {id(p) for m in generator.bridge.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    modules = [*generator.modules(), *generator.bridge.modules()]
+    kept = {id(parameter) for module in modules if isinstance(module, NORMS) for parameter in module.parameters()}
 
     def stored(parameter: Tensor) -> nn.Parameter:
         dtype = torch.bfloat16 if bf16 and id(parameter) not in kept else parameter.dtype
@@ -35,7 +38,10 @@ def for_sampling(generator: Generator, precision: str = "auto") -> Generator:
     side = fast.bridge.grid
     for block in fast.blocks:
         if 2 * side == block.size:
-            block.conv1 = _phases(block.conv1)
+            if isinstance(block.conv1, AttentiveConv):
+                block.conv1.conv = _phases(block.conv1.conv)
+            else:
+                block.conv1 = _phases(block.conv1)
         side = block.size
     return fast
 

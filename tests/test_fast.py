@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from galiplib.fast import for_sampling
+from galiplib.generator import Generator
 from galiplib.loading import load_generator
 from galiplib.sampling import sample
 
@@ -37,3 +38,16 @@ def test_the_original_stays_as_it_is(shipped):
     assert all(torch.equal(before[name], tensor) for name, tensor in shipped.bridge.model.state_dict().items())
     assert fast.blocks[0].conv2.weight.dtype == torch.bfloat16
     assert fast.bridge.model is not shipped.bridge.model
+
+
+@pytest.mark.parametrize("conditioning", ["recurrent", "recurrent-reference"])
+def test_ratlips_generators_too(conditioning, small_bridge, tiny_config):
+    config = tiny_config(model__conditioning=conditioning, model__attention=True).model
+    torch.manual_seed(0)
+    generator = Generator(small_bridge, config).eval()
+    exact = sample(generator, small_bridge, CAPTION, count=1).images
+    fast = for_sampling(generator, "fp32")
+    torch.testing.assert_close(sample(fast, fast.bridge, CAPTION, count=1).images, exact, rtol=1e-3, atol=1e-4)
+    fast = for_sampling(generator, "bf16")
+    error = sample(fast, fast.bridge, CAPTION, count=1).images - exact
+    assert error.any() and error.square().mean() < 1e-4 * exact.square().mean()

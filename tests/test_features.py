@@ -6,6 +6,7 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from galiplib.evaluation import EvaluationError, features, frechet_distance
+from galiplib.evaluation.crowds import Names
 from galiplib.judge import load_judge
 
 
@@ -30,7 +31,6 @@ def test_judge_and_clip_by_name(small_bridge):
     assert judge(images).shape == (3, judge.dim) == (3, 128)
     assert clip(images).shape == (3, clip.dim) == (3, 32)
     torch.testing.assert_close(clip(images), small_bridge.encode_image(images)[1])
-    assert "FID" not in judge.distance + clip.distance and "KID" not in judge.kernel + clip.kernel
     with pytest.raises(EvaluationError, match="picture 1 is not finite"):
         judge(torch.stack([images[0], images[1] * float("nan")]))
 
@@ -38,7 +38,11 @@ def test_judge_and_clip_by_name(small_bridge):
 @pytest.mark.slow
 def test_inception_from_a_file_gives_fid(inception_file):
     inception = features.extractor("inception", weights=inception_file)
-    assert (inception.distance, inception.kernel) == ("FID", "KID")
+    assert Names(inception.name, first=False)("frechet_all") == "fid"
+    assert Names(inception.name, first=True)("kernel_distance") == "kid"
+    for other in ("judge", "clip"):
+        names = [Names(other, first)(name) for first in (True, False) for name in Names.PUBLISHED]
+        assert not any("fid" in name or "kid" in name for name in names)
     found = inception(torch.rand(2, 3, 56, 56) * 2 - 1)
     assert found.shape == (2, inception.dim) == (2, 2048) and found.isfinite().all()
     with pytest.warns(UserWarning, match="2 and 2 samples, fewer than the 2048 features"):

@@ -1,4 +1,4 @@
-"""What distances are measured over: feature extractors by name, each with the name of the distance it gives.
+"""What distances are measured over: feature extractors by name, after which the distance is called (`crowds.Names`).
 
 Only InceptionV3's pool features, in torch-fidelity's port of the original weights, give an FID or a KID. Over the
 judge's features or CLIP's embeddings it is a Fréchet distance on those, which compares with nothing else.
@@ -34,16 +34,12 @@ class Extractor:
     Attributes:
         name: judge, clip or inception.
         dim: width of the features.
-        distance: what the Fréchet distance over them is called: "FID" for inception only.
-        kernel: the same of the kernel distance, "KID".
         extract: does it.
         weights: tells the network's weights from others, for statistics that are kept in files.
     """
 
     name: str
     dim: int
-    distance: str
-    kernel: str
     extract: Callable[[Tensor], Tensor]
     weights: str = ""
 
@@ -56,7 +52,7 @@ def judge_extractor(judge: Judge) -> Extractor:
     """The features of the mini birds' judge, 128 numbers."""
     device = next(judge.parameters()).device
     return Extractor(
-        "judge", 128, "Fréchet distance (judge)", "kernel distance (judge)",
+        "judge", 128,
         lambda images: judge.features(to_range(images).to(device)),
     )  # fmt: skip
 
@@ -64,7 +60,7 @@ def judge_extractor(judge: Judge) -> Extractor:
 def clip_extractor(bridge: ClipBridge) -> Extractor:
     """A CLIP's image embeddings, in the input convention of the bridge."""
     return Extractor(
-        "clip", bridge.embed_dim, "Fréchet distance (CLIP)", "kernel distance (CLIP)",
+        "clip", bridge.embed_dim,
         lambda images: bridge.encode_image(to_range(images).to(bridge.pixel_mean.device))[1],
         hashlib.sha256(bridge.model.visual.proj.detach().float().cpu().numpy().tobytes()).hexdigest()[:8],
     )  # fmt: skip
@@ -98,7 +94,7 @@ def inception_extractor(weights: str | Path | None = None, device: str | torch.d
         parts = to_range(images, "byte").to(device).split(INCEPTION_BATCH)
         return torch.cat([network(part).flatten(1) for part in parts])
 
-    return Extractor("inception", 2048, "FID", "KID", extract)
+    return Extractor("inception", 2048, extract)
 
 
 def extractor(name: str, **parts: Any) -> Extractor:

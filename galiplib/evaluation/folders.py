@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 from ..clip_bridge import ClipBridge
 from ..judge import JUDGED, Judge
 from ..training_data import Source, to_images
+from .crowds import GROUPS, Names, halved_distance
 from .drawing import BATCH, embed_captions, evaluating
 from .features import Extractor
 from .frechet import Moments, frechet_of
 from .given import as_asked
-from .looking import GROUPS, KEPT, Eyes
+from .looking import KEPT, Eyes
 from .metrics import cosines, kernel_distance, precision_recall, share_of
 from .ranges import EvaluationError
+from .rows import Rows
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MANIFEST = "manifest.jsonl"
@@ -95,7 +97,7 @@ def evaluate_folder(
     paths, captions = list_pictures(folder)
     eyes = Eyes(bridge, [look], judge)
     fake, real = Moments(look.dim), Moments(look.dim, GROUPS)
-    kept: dict[str, list[torch.Tensor]] = {"fake": [], "real": []}
+    kept = {"fake": Rows(KEPT), "real": Rows(KEPT)}
     similar, asked = [], []
     with evaluating(bridge):
         for start in tqdm(range(0, len(paths), batch_size), desc="folder", unit="batch", disable=not progress):
@@ -103,7 +105,7 @@ def evaluate_folder(
             pixels = read_pictures([paths[0], *own])[1:]  # each of the first one's size
             seen = eyes(to_images(pixels))
             fake.update(seen[look.name])
-            kept["fake"].append(seen[look.name])
+            kept["fake"].update(torch.arange(start, start + len(own)), seen[look.name])
             if captions:
                 texts = captions[start : start + batch_size]
                 similar.append(cosines(seen["clip"], embed_captions(bridge, texts).cpu()))
@@ -113,17 +115,16 @@ def evaluate_folder(
             rows = np.arange(start, min(start + batch_size, len(data)))
             features = look(to_images(data.pixels(rows)[0]))
             real.update(features, torch.from_numpy(rows) % GROUPS)
-            kept["real"].append(features)
-    fid = look.name == "inception"
-    even, odd = (real.statistics(range(start, GROUPS, 2)) for start in (0, 1))
+            kept["real"].update(torch.from_numpy(rows), features)
+    names = Names(look.name, first=True)
     result: dict[str, Any] = {
-        "fid" if fid else "frechet_all": frechet_of(real.statistics(), fake.statistics()).value,
-        "fid_floor" if fid else "frechet_floor": frechet_of(even, odd).value,
+        names("frechet_all"): frechet_of(real.statistics(), fake.statistics()).value,
+        names("frechet_floor"): halved_distance(real, real).value,
     }
-    sides = torch.cat(kept["real"])[:KEPT], torch.cat(kept["fake"])[:KEPT]
+    sides = kept["real"].ordered(), kept["fake"].ordered()
     if min(map(len, sides)) > 5:  # neighbours that precision and recall look at
-        result["kid" if fid else "kernel_distance"] = kernel_distance(*sides).value
-        result |= {name: found.value for name, found in precision_recall(*sides).items()}
+        result[names("kernel_distance")] = kernel_distance(*sides).value
+        result |= {names(name): found.value for name, found in precision_recall(*sides).items()}
     if captions:
         result["clip_similarity"] = torch.cat(similar).mean().item()
     if asked:

@@ -16,6 +16,7 @@ from ..config import EvalConfig
 from ..judge import Judge
 from ..processes import together
 from ..training_data import Source, to_images
+from .crowds import GROUPS
 from .drawing import Plan, draw, embed_captions
 from .features import Extractor, clip_extractor, judge_extractor
 from .frechet import Moments
@@ -24,7 +25,6 @@ from .metrics import clip_score, cosines
 from .pixels import pixel_measure
 from .rows import Rows
 
-GROUPS = 10  # of real pictures, for halves and for standard errors
 KEPT = 5000  # pictures whose wide features are remembered, for the measures that compare samples one by one
 
 

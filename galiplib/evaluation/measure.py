@@ -8,12 +8,11 @@ what is drawn and how varied, less how sharply.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,16 +24,16 @@ from ..judge import JUDGED, Judge, load_judge
 from ..parts import held_out_splits, make_bridge, make_data
 from ..processes import together
 from ..training_data import Source
+from .crowds import Names, halved_distance
 from .drawing import Plan, draw, embed_captions, evaluating, plan
 from .features import Extractor, extractor
 from .folders import evaluate_folder
 from .frechet import Statistics, frechet_of
 from .given import as_asked
-from .looking import GROUPS, KEPT, Eyes, FakeSide, RealSide, batches
+from .looking import KEPT, Eyes, FakeSide, RealSide, batches
 from .metrics import (
     Measured,
     diversity,
-    jackknife,
     kernel_distance,
     mean_of,
     precision_recall,
@@ -45,8 +44,6 @@ from .ranges import EvaluationError
 from .rows import Rows
 from .statistics_files import load_statistics, real_statistics
 
-WIDE = 1024  # features above which the error of a distance would take too long
-SPLITS = 4  # ways to part the pictures in halves
 CAPTIONS, TRIES = 50, 4  # of which diversity draws pictures, and how many of each
 
 
@@ -149,7 +146,7 @@ def evaluate(
         fake = FakeSide(generator, bridge, eyes, extractors, judge, config, real, progress)
         result = Evaluation(chosen, fake.scores)
         for index, one in enumerate(extractors):
-            names = _Names(one.name, index == 0)
+            names = Names(one.name, index == 0)
             whole = _whole(one, data[main], config, note, progress) if index == 0 else None
             _compare_crowds(result, names, real, fake, whole)
         if config.diversity:
@@ -190,42 +187,11 @@ def _extractor(name: str, bridge: ClipBridge, judge: Judge | None, config: EvalC
     return extractor(name, **parts.get(name, {"weights": config.inception, "device": device}))
 
 
-class _Names:
-    """What measures are called over an extractor's features."""
-
-    PUBLISHED = {
-        "frechet_all": "fid", "frechet_all_real": "fid_real_images", "frechet_distance": "fid_halves",
-        "frechet_floor": "fid_floor", "frechet_images": "fid_images", "kernel_distance": "kid",
-    }  # fmt: skip
-
-    def __init__(self, extractor: str, first: bool) -> None:
-        self.extractor, self.first = extractor, first
-
-    def __call__(self, name: str) -> str:
-        if self.extractor == "inception":
-            return self.PUBLISHED.get(name) or f"inception_{name}"
-        return name if self.first else f"{self.extractor}_{name}"
-
-
-def _compare_crowds(
-    result: Evaluation, names: _Names, real: RealSide, fake: FakeSide, whole: Statistics | None
-) -> None:
+def _compare_crowds(result: Evaluation, names: Names, real: RealSide, fake: FakeSide, whole: Statistics | None) -> None:
     """Distances between the features of all real and all generated pictures."""
     ours, theirs = real.moments[names.extractor], fake.moments[names.extractor]
-
-    def crossed(groups: Sequence[int]) -> float:
-        """Each half's real pictures against the other half's generated ones: none meets its own original."""
-        pairs = [pair for a, b in split_halves(groups) for pair in ((a, b), (b, a))]
-        return sum(frechet_of(ours.statistics(a), theirs.statistics(b)).value for a, b in pairs) / len(pairs)
-
-    def floor(groups: Sequence[int]) -> float:
-        """The same of real pictures only."""
-        pairs = split_halves(groups)
-        return sum(frechet_of(ours.statistics(a), ours.statistics(b)).value for a, b in pairs) / len(pairs)
-
-    for name, statistic in (("frechet_distance", crossed), ("frechet_floor", floor)):
-        value = statistic(range(GROUPS))
-        result.add(names(name), Measured(value, _error_of(statistic, ours.dim), 0))
+    result.add(names("frechet_distance"), halved_distance(ours, theirs))
+    result.add(names("frechet_floor"), halved_distance(ours, ours))
     result.values[names("frechet_images")] = len(real.plan.real) // 2
     whole = whole or ours.statistics()
     result.add(names("frechet_all"), frechet_of(whole, theirs.statistics()).value)
@@ -236,23 +202,6 @@ def _compare_crowds(
         names("precision"),
         lambda: {names(name): found for name, found in precision_recall(kept_real, kept_fake).items()},
     )
-
-
-def split_halves(groups: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Groups of pictures -> several ways to part them in two halves: one split alone may be a lucky one."""
-    order = list(groups)
-    ways = [np.random.default_rng(way).permutation(order).tolist() for way in range(SPLITS)]
-    return [(way[: len(way) // 2], way[len(way) // 2 :]) for way in ways]
-
-
-def _error_of(statistic: Callable[[Sequence[int]], float], dim: int) -> float:
-    """Standard error of a distance of halves, if it can be had."""
-    if dim > WIDE:  # a hundred more roots of large matrices would take minutes
-        return math.nan
-    try:
-        return jackknife(statistic, GROUPS)
-    except EvaluationError:  # too few pictures for as many groups
-        return math.nan
 
 
 def _measure_diversity(
