@@ -16,7 +16,8 @@ from galiplib.clip_bridge import CLIP, ClipBridge
 from galiplib.clip_files import load_clip
 from galiplib.config import Config, build_config
 from galiplib.generator import block_sizes
-from galiplib.training import Networks, Optimizers, resolve_precision, train_step
+from galiplib.precision import resolve_precision
+from galiplib.training import Networks, Optimizers, train_step
 from reference import Reference
 
 SIZES = ("mini", "vit")

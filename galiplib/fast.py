@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import AttentiveConv, kernel_of_doubled
 from .generator import Generator
-from .training import resolve_precision
+from .precision import resolve_precision
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 
