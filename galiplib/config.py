@@ -111,6 +111,7 @@ class TrainConfig(Section):
     ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
     ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")
     precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    compile: bool = Field(False, description="torch.compile generator and CLIP: minutes at the start, then faster")
     seed: int = Field(0, description="seed of weights, noise and data order")
     max_skipped: int = Field(20, ge=0, description="steps with non-finite gradients in a row, then back")
     rollback_factor: float = Field(3.0, ge=0, description="an evaluation so many times the best: back; 0: never")
