@@ -9,7 +9,7 @@ from pathlib import Path
 from .animation import save_animation
 from .batches import read_captions, sample_file
 from .clip_files import load_clip
-from .fast import for_sampling
+from .fast import to_bf16
 from .generator import Generator
 from .loading import load_generator
 from .precision import resolve_precision
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     precision = resolve_precision(args.precision, generator.bridge.pixel_mean.device)
     origin = Origin.of(generator, weights, ema=not args.raw, precision=precision)
     if precision == "bf16":
-        generator = for_sampling(generator, precision)
+        to_bf16(generator)
     if args.file:
         count = 1 if args.count is None else args.count
         recipes = read_captions(args.file, count, args.seed, truncation=args.truncation)
