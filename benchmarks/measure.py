@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -190,3 +191,26 @@ def write_table(name: str, rows: list[dict], note: str) -> None:
     text = "\n".join(lines) + f"\n\n{note}\n"
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def draw_gap(name: str, panels: dict[str, list[tuple[str, float, float]]], unit: str) -> None:
+    """Draw `results/<name>.png`: a panel a size, of each candidate (label, time taken, floor) as a bar and a mark."""
+    most = max(map(len, panels.values()))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 1.2 + 0.45 * most), squeeze=False)
+    for axis, (title, bars) in zip(axes[0], panels.items(), strict=True):
+        labels, taken, floors = zip(*bars, strict=True)
+        places = range(len(bars))
+        axis.barh(places, taken, color="#9fc0e0", label="measured")
+        axis.plot(floors, places, "D", color="#c23b22", label="floor: operations or bytes")
+        for place, (_, time_taken, floor) in zip(places, bars, strict=True):
+            axis.text(time_taken, place, f" {time_taken / floor:.1f} x its floor", va="center", fontsize=8)
+        axis.set(title=title, xlabel=unit, xlim=(0, 1.35 * max(taken)))
+        axis.set_yticks(places, labels)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.3 / (1.2 + 0.45 * most), 1, 1))
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    plt.close(figure)

@@ -6,7 +6,7 @@ together; captions pass through the text encoder in every step, at full length; 
 so the penalty's graph reaches through CLIP; the discriminator's weights get gradients in the generator's step;
 `torch.optim.Adam` as it comes. fp32, or on a GPU fp16 with a loss scaler, as their two settings.
 
-`tests/test_benchmark_reference.py` holds it against galiplib's `paper` recipe. Only benchmarks import it. Parameters
+`tests/test_benchmarks.py` holds it against galiplib's `paper` recipe. Only benchmarks import it. Parameters
 have the authors' names, so `galiplib.reference.to_theirs` maps ours to them.
 """
 

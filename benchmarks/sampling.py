@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from torch import Tensor
 import measure
 import subjects
 from galiplib.clip_bridge import ClipBridge
-from galiplib.fast import for_sampling
+from galiplib.fast import to_bf16
 from galiplib.generator import Generator
-from galiplib.sampling import noise_of, sample
+from galiplib.recipes import noise_of
+from galiplib.sampling import sample
 from reference import Reference
 
 
@@ -35,11 +37,11 @@ def trained_like(size: str, bridge: ClipBridge) -> Generator:
 
 
 def candidate(name: str, size: str, generator: Generator, batch: int) -> Callable[[], Tensor]:
-    """A call that draws a picture of each of `batch` captions -> (batch, 3, H, W) on the CPU."""
+    """A call that draws a picture of each of `batch` captions -> (batch, 3, H, W); may change the generator."""
     whose, precision = name.split()[:2]
     bridge, texts = generator.bridge, subjects.captions(batch)
     if whose == "ours":
-        return ours(for_sampling(generator, precision), texts, name.endswith("compiled"))
+        return ours(to_bf16(generator) if precision == "bf16" else generator, texts, name.endswith("compiled"))
     theirs = Reference(bridge, subjects.config_of(size, "fp32"), precision=precision, training=False)
     theirs.copy("netG", generator)
     noise = noise_of([0], generator.noise_dim).repeat(batch, 1).to(bridge.pixel_mean)  # as `sample` draws it
@@ -82,7 +84,7 @@ def main() -> None:
         bridge = subjects.bridge_of(size, device)
         generator = trained_like(size, bridge)
         for batch in args.batches:
-            calls = {name: candidate(name, size, generator, batch) for name in names}
+            calls = {name: candidate(name, size, copy.deepcopy(generator), batch) for name in names}
             started = time.perf_counter()
             pictures = {name: call() for name, call in calls.items()}
             first = time.perf_counter() - started
@@ -109,6 +111,11 @@ def main() -> None:
                 rows.append(row)
                 print(row)
     measure.write_table(f"sampling_{device.type}", rows, machine.name)
+    panels: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows:
+        bar = row["sampling"], float(row["ms a picture"]), float(row["floor, ms a picture"])
+        panels.setdefault(f"{row['size']}, batch {row['batch']}", []).append(bar)
+    measure.draw_gap(f"sampling_{device.type}", panels, "ms a picture")
 
 
 def peak(size: str, batch: int, device: str, name: str) -> float:

@@ -14,9 +14,11 @@ from torch import nn
 from galiplib import load_config
 from galiplib.clip_bridge import CLIP, ClipBridge
 from galiplib.clip_files import load_clip
+from galiplib.compiling import compile_for_training
 from galiplib.config import Config, build_config
 from galiplib.generator import block_sizes
-from galiplib.training import Networks, Optimizers, resolve_precision, train_step
+from galiplib.precision import resolve_precision
+from galiplib.training import Networks, Optimizers, train_step
 from reference import Reference
 
 SIZES = ("mini", "vit")
@@ -66,7 +68,8 @@ def step_of(
 
     Args:
         subject: "reference fp32" or "reference fp16"; "ours fp32" or "ours bf16", the paper recipe; "profile bf16" or
-            "profile fp32", galiplib with the profile's own settings (mini: penalty every 4th step, EMA).
+            "profile fp32", galiplib with the profile's own settings (mini: penalty every 4th step, EMA); "compiled
+            bf16", ours with `train.compile`.
     """
     whose, precision = subject.split()
     device = bridge.pixel_mean.device
@@ -84,6 +87,8 @@ def step_of(
     trained = (networks.generator, networks.discriminator, networks.head)
     with torch.no_grad():
         sentence = bridge.encode_text(tokens)
+    if whose == "compiled":
+        bridge = compile_for_training(networks.generator, bridge)
     optimizers = Optimizers(networks, config.train)
     number = iter(range(1, 10**9))
     return (

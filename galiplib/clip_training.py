@@ -30,6 +30,7 @@ from .clip_bridge import CLIP, ClipBridge, bpe_tokenizer
 from .clip_files import save_clip
 from .config import ClipConfig, Config, DataConfig
 from .files import load_torch, write_atomically
+from .precision import autocast
 from .training_data import CaptionIndex, Source, to_images
 
 WARM_UP_STEPS = 50
@@ -135,7 +136,7 @@ class ClipTraining:
             {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
         warm_up = min(WARM_UP_STEPS, max(1, config.max_steps // 4))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
@@ -147,8 +148,10 @@ class ClipTraining:
         bridge, random = self.bridge, self.random
         pixels, rows = self.data.pixels(random.integers(len(self.data), size=self.config.batch_size), random)
         chosen = torch.from_numpy(self.index.draw(rows, random)).to(self.device)
-        _, image = bridge.encode_image(to_images(pixels).to(self.device))  # (B, E)
-        text = bridge.encode_text(self.tokens[chosen])  # (B, E)
+        with autocast(self.config.precision, self.device):
+            _, image = bridge.encode_image(to_images(pixels).to(self.device))
+            text = bridge.encode_text(self.tokens[chosen])
+        image, text = image.float(), text.float()  # (B, E), (B, E)
         scale = bridge.model.logit_scale.exp().clamp(max=100)
         contrastive = contrastive_loss(image, text, scale)
         word_pairs = F.cross_entropy(self.pair_head(image), self.of_image[torch.from_numpy(rows).to(self.device)])

@@ -24,6 +24,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 class DataConfig(Section):
     """What is learned from."""
 
@@ -57,6 +60,7 @@ class ClipConfig(Section):
     batch_size: int = Field(128, ge=2, description="small CLIP: pairs a step")
     lr: float = Field(1e-3, gt=0, description="small CLIP: peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="small CLIP: weight decay of AdamW")
+    precision: Precision = Field("auto", description="small CLIP: of its training, as train.precision")
 
 
 class ModelConfig(Section):
@@ -106,7 +110,8 @@ class TrainConfig(Section):
     decay_fraction: float = Field(0.4, ge=0, le=1, description="last part of the run, over which rates fall to 0")
     ema_half_life: float = Field(500.0, gt=0, description="steps after which a weight counts half in the EMA")
     ema_ramp_up: float = Field(0.05, ge=0, description="the half-life is at most this share of the steps so far")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware has it")
+    compile: bool = Field(False, description="torch.compile generator and CLIP: minutes at the start, then faster")
     seed: int = Field(0, description="seed of weights, noise and data order")
     max_skipped: int = Field(20, ge=0, description="steps with non-finite gradients in a row, then back")
     rollback_factor: float = Field(3.0, ge=0, description="an evaluation so many times the best: back; 0: never")

@@ -19,7 +19,8 @@ from .generator import Generator
 from .recipes import Recipe
 from .sheets import Picture, save_png
 
-KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings")
+KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings", "precision")
+NOT_NOTED = {"precision": "fp32"}  # in older files
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,18 @@ class Origin:
         checkpoint: "mini" or the path they were loaded from.
         weights: fingerprint of generator and CLIP, see `fingerprint`.
         ema: the averaged weights of a run, rather than those in training.
+        precision: "fp32", or "bf16" after `fast.to_bf16`.
     """
 
     checkpoint: str
     weights: str
     ema: bool = True
+    precision: str = "fp32"
 
     @classmethod
-    def of(cls, generator: Generator, checkpoint: str | Path, ema: bool = True) -> Self:
+    def of(cls, generator: Generator, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
         """Of a generator that was loaded from `checkpoint`."""
-        return cls(str(checkpoint), fingerprint(generator), ema)
+        return cls(str(checkpoint), fingerprint(generator), ema, precision)
 
     def check(self, generator: Generator, png: str | Path) -> None:
         """Raises WeightsError if these are not the generator's weights; `png` is the file that asks for them."""
@@ -58,6 +61,7 @@ class Origin:
             "weights": self.weights,
             "averaged": "yes" if self.ema else "no",
             "settings": json.dumps(recipe.settings, ensure_ascii=False),
+            "precision": self.precision,
         }
 
 
@@ -110,7 +114,7 @@ def read_text(png: str | Path) -> dict[str, str]:
     """What `Origin.metadata` wrote. Raises ValueError, naming the file, if it is no PNG with a recipe."""
     try:
         with Image.open(png) as picture:
-            text = dict(getattr(picture, "text", {}))
+            text = NOT_NOTED | dict(getattr(picture, "text", {}))
     except UnidentifiedImageError:
         raise ValueError(f"{png} is no picture") from None
     except (OSError, SyntaxError) as error:
@@ -132,7 +136,7 @@ def read_png(png: str | Path) -> tuple[Recipe, Origin]:
         recipe = Recipe.of({"caption": text["caption"], "seed": int(text["seed"]), **json.loads(text["settings"])})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{png} doesn't hold a valid recipe: {error}") from None
-    return recipe, Origin(text["checkpoint"], text["weights"], text["averaged"] == "yes")
+    return recipe, Origin(text["checkpoint"], text["weights"], text["averaged"] == "yes", text["precision"])
 
 
 def file_name(recipe: Recipe) -> str:

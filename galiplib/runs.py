@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .checkpoints import KIND, CheckpointError, Checkpoints, ReadOnlyCheckpoints
 from .clip_training import learn_clip
+from .compiling import compile_for_training
 from .config import Config, ConfigError, build_config, changed
 from .evaluation import EvaluationError, distance_of, measure_generator
 from .files import WeightsError, save_weights, write_json
@@ -96,6 +97,9 @@ class Run:
             self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
             self.networks = Networks(self.bridge, config)
             self.optimizers = Optimizers(self.networks, config.train)
+            self.training_bridge = self.bridge  # what a training step looks through
+            if config.train.compile:
+                self.training_bridge = compile_for_training(self.networks.generator, self.bridge)
             self.step, self.guard = 0, Guard()
             self._newest = self.checkpoints.numbered()[:1]
             if state := self.checkpoints.load():
@@ -198,7 +202,8 @@ class Run:
             try:
                 while not self.finished:
                     start, attempt = self.step, self.guard.rollbacks
-                    steps = train(self.networks, self.bridge, self.optimizers, data, settings, start, attempt, team)
+                    parts = self.networks, self.training_bridge, self.optimizers
+                    steps = train(*parts, data, settings, start, attempt, team)
                     reports = self._until_rollback(steps, log)
                     while True:
                         whole = False

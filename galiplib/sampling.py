@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .clip_bridge import CLIP, ClipBridge
+from .fast import to_bf16
 from .generator import Generator
 from .loading import load_generator
 from .provenance import read_png
@@ -289,6 +290,8 @@ def replay(png: str | Path, checkpoint: str | Path | None = None, clip_model: CL
         origin = dataclasses.replace(origin, checkpoint=str(checkpoint))
     generator = load_generator(origin.checkpoint, clip_model, ema=origin.ema)
     origin.check(generator, png)
+    if origin.precision == "bf16":
+        to_bf16(generator)
     made = collect(generator, generator.bridge, [recipe])
     with Image.open(png) as picture:
         before = np.asarray(picture.convert("RGB")).astype(int)  # (H, W, 3)

@@ -6,7 +6,6 @@ goes on from a checkpoint is the run that was never interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
 from .losses import clip_similarity, hinge_fake, hinge_real, penalty_of, watched
+from .precision import autocast
 from .processes import Team
 from .training_data import TrainingData
 
@@ -109,23 +109,6 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * left
         return config.lr_g * left
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The precision of the forward passes: bf16 autocast, or none for fp32."""
-    if resolve_precision(precision, device) == "bf16":
-        return torch.autocast(device_type=device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower), else "fp32"."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # AVX-512's bf16 is faster too, but what it does to a training's quality has not been measured: on request only
-    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def random_of(seed: int, purpose: int, step: int) -> torch.Generator:

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,6 +53,18 @@ def test_every_way_of_sampling(monkeypatch, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"{red}\n{blue}\n")
     galip(monkeypatch, "sample", "--file", tmp_path / "list.txt", "--count", 2)
     assert len((tmp_path / "list" / "manifest.jsonl").read_text().splitlines()) == 4
+
+
+def test_sample_in_bf16_and_replay_it(monkeypatch, tmp_path):
+    exact, fast, again = tmp_path / "1.png", tmp_path / "2.png", tmp_path / "3.png"
+    galip(monkeypatch, "sample", "a red bird", "--count", 1, "--out", exact)
+    galip(monkeypatch, "sample", "a red bird", "--count", 1, "--out", fast, "--precision", "bf16")
+    galip(monkeypatch, "sample", "--replay", fast, "--out", again)
+    assert fast.read_bytes() == again.read_bytes()
+    with Image.open(exact) as one, Image.open(fast) as other:
+        assert (one.text["precision"], other.text["precision"]) == ("fp32", "bf16")
+        difference = np.asarray(one).astype(int) - np.asarray(other)
+        assert difference.any() and abs(difference).mean() < 2  # of 255
 
 
 @pytest.mark.parametrize(

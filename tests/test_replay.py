@@ -184,7 +184,7 @@ def test_a_file_of_captions_becomes_a_folder_and_is_gone_on_with(mini, origin, t
     assert [line["caption"] for line in lines] == [r.caption for r in recipes]
     assert lines[3] == {
         "file": "0004_a_blue_bird_in_the_snow_seed6.png", "caption": BLUE, "seed": 6, "settings": {},
-        "checkpoint": "mini", "weights": origin.weights, "ema": True,
+        "checkpoint": "mini", "weights": origin.weights, "ema": True, "precision": "fp32",
     }  # fmt: skip
     assert all(path.stat().st_mtime_ns == then for path, then in first.items()) and len(first) == 2
     whole = collect(mini, mini.bridge, recipes)

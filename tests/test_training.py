@@ -11,8 +11,9 @@ from galiplib.config import ConfigError
 from galiplib.files import WeightsError
 from galiplib.loading import load_generator
 from galiplib.parts import make_bridge
+from galiplib.precision import resolve_precision
 from galiplib.runs import Run
-from galiplib.training import Networks, Optimizers, resolve_precision, train
+from galiplib.training import Networks, Optimizers, train
 from galiplib.training_data import TrainingData
 
 

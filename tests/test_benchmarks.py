@@ -1,6 +1,9 @@
 """The benchmarks' yardstick computes what galiplib computes: the same step, the same pictures."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from galiplib.config import load_config
 from galiplib.reference import to_theirs
 from galiplib.training import Networks, Optimizers, train_step
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CAPTIONS = ["a red bird with black wings", "a small blue bird", "a white belly in the snow", "this is a red bird"]
 
 
@@ -96,3 +100,18 @@ def test_the_reference_draws_the_same_pictures(pair):
     pictures = theirs.sample(tokens, noise)
     assert pictures.std() > 0.01
     torch.testing.assert_close(ours, pictures, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_every_benchmark_can_be_imported():
+    """They run for minutes, so that a name that moved is found here."""
+    names = ", ".join(path.stem for path in sorted(BENCHMARKS.glob("*.py")))
+    subprocess.run([sys.executable, "-c", f"import {names}"], cwd=BENCHMARKS, check=True)
+
+
+@pytest.mark.slow
+def test_a_benchmark_measures_what_it_says():
+    """The smallest one, to its end: a training step of mini at batch 2."""
+    command = [sys.executable, "train_step.py", "--sizes", "mini", "--batch", "2", "--only", "ours fp32"]
+    made = subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True)
+    assert 0.2 < float(made.stdout.split()[-1]) < 8  # GB
