@@ -121,33 +121,29 @@ class Run:
         kind = Checkpoints if self.team.leads else ReadOnlyCheckpoints
         self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
         with in_touch(self.team):
-            self._open(allow_changes)
-
-    def _open(self, allow_changes: bool) -> None:
-        config, team = self.config, self.team
-        # compared before anything else, for what follows depends on them
-        team.agree(**{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)})
-        check_batch(config.train.batch_size, config.train.accumulate, team.size)
-        with together():
-            if team.leads:
-                self._check_folder(allow_changes)
-        with together():
-            if not (self.folder / "config.json").is_file():
-                raise ConfigError(
-                    f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a run "
-                    "must be the same for all processes, on a disk that they share"
-                )
-        with together():
-            self._learn_clip()
-        with together():
-            self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
-            self.networks = Networks(self.bridge, config)
-            self.optimizers = Optimizers(self.networks, config.train)
-            self.step, self.guard = 0, Guard()
-            self._newest = self.checkpoints.numbered()[:1]
-            if state := self.checkpoints.load():
-                self._restore(state)
-        team.agree(step=self.step)
+            # compared before anything else, for what follows depends on them
+            self.team.agree(**{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)})
+            check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
+            with together():
+                if self.team.leads:
+                    self._check_folder(allow_changes)
+            with together():
+                if not (self.folder / "config.json").is_file():
+                    raise ConfigError(
+                        f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a "
+                        "run must be the same for all processes, on a disk that they share"
+                    )
+            with together():
+                self._learn_clip()
+            with together():
+                self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
+                self.networks = Networks(self.bridge, config)
+                self.optimizers = Optimizers(self.networks, config.train)
+                self.step, self.guard = 0, Guard()
+                self._newest = self.checkpoints.numbered()[:1]
+                if state := self.checkpoints.load():
+                    self._restore(state)
+            self.team.agree(step=self.step)
 
     @property
     def metrics(self) -> Path:
@@ -373,7 +369,8 @@ class Run:
         before = {"processes": 1} | {name: state[name] for name in now if name in state}
         if self.device.type != "cpu":  # there the number of threads changes nothing
             before["threads"] = now["threads"]
-        if other := [name for name in now if before[name] != now[name]]:
+        other = [name for name in now if before[name] != now[name]]
+        if other and not self.finished:
             changes = " and ".join(f"{now[name]} {name} where {before[name]} were used" for name in other)
             warnings.warn(f"going on with {changes}: equal to the uninterrupted run up to rounding only", stacklevel=3)
 
