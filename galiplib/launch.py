@@ -37,15 +37,15 @@ def train_in_processes(folder: str | Path, config: Config, processes: int, devic
         processes: at most as many as there are GPUs, unless `device` is "cpu".
 
     Raises:
-        ConfigError: if there are fewer GPUs.
+        ConfigError: if there are fewer GPUs, or no process is asked for.
         Stopped: (a KeyboardInterrupt) when asked to stop; says how to go on.
         torch.multiprocessing.ProcessRaisedException: with traceback and message of what a process raised.
         torch.multiprocessing.ProcessExitedException: if one was killed, with the signal's name.
     """
     kind = pick_device(device).type
-    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, processes)
+    most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, max(1, processes))
     if not 1 <= processes <= most:
-        raise ConfigError(f"processes = {processes}, but there are GPUs for {most}: 1 to {most}, or device = 'cpu'")
+        raise ConfigError(f"processes = {processes}: right would be 1 to {most}, one a GPU, or more with device = 'cpu'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -101,6 +101,6 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for processes in (0, 3):
-        with pytest.raises(ConfigError, match=f"processes = {processes}, but there are GPUs for 2: 1 to 2, or device"):
+        with pytest.raises(ConfigError, match=f"processes = {processes}: right would be 1 to 2, one a GPU"):
             train_in_processes(tmp_path / "run", load_config("mini"), processes)
     assert not (tmp_path / "run").exists()
