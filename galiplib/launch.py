@@ -45,7 +45,7 @@ def train_in_processes(folder: str | Path, config: Config, processes: int, devic
     kind = pick_device(device).type
     most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, max(1, processes))
     if not 1 <= processes <= most:
-        raise ConfigError(f"processes = {processes}: right would be 1 to {most}, one a GPU, or more with device = 'cpu'")
+        raise ConfigError(f"processes = {processes}: right would be 1 to {most}, one a GPU, or device = 'cpu'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
