@@ -48,7 +48,7 @@ def sentence_embeddings(
     if name is None:
         starts = range(0, len(captions), BATCH)
         return np.concatenate([_encode(bridge, captions[start : start + BATCH]) for start in progress(starts)])
-    path = embeddings_file(bridge, captions, name, folder, progress, _digest(captions))
+    path = embeddings_file(bridge, captions, name, folder, progress, digest_of(captions))
     return np.memmap(path, dtype=np.float32, mode="r", shape=(len(captions), bridge.embed_dim))
 
 
@@ -116,7 +116,8 @@ def _text_encoder(bridge: ClipBridge) -> str:
     return digest.hexdigest()[:12]
 
 
-def _digest(captions: Sequence[str]) -> str:
+def digest_of(captions: Sequence[str]) -> str:
+    """A short hash of captions and their order."""
     digest = hashlib.sha256()
     for text in captions:
         digest.update(text.encode() + b"\0")

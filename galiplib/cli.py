@@ -23,6 +23,7 @@ from .guards import TrainingFailed
 from .interrupts import Stopped
 from .loading import export_reference, load_generator
 from .parts import held_out_splits, make_data, pick_device
+from .processes import ProcessLost
 from .runs import Run
 from .shard_writing import PER_SHARD, check_shards, make_shards
 
@@ -200,7 +201,9 @@ def main() -> None:
     try:
         with told:
             args.run(args)
-    except (ConfigError, WeightsError, TrainingFailed, FloatingPointError, ValueError, OSError, ImportError) as error:
+    except (
+        ConfigError, WeightsError, TrainingFailed, ProcessLost, FloatingPointError, ValueError, OSError, ImportError,
+    ) as error:  # fmt: skip
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

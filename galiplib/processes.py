@@ -23,6 +23,10 @@ PATIENCE = timedelta(minutes=10)  # after which a process that waits for another
 Result = TypeVar("Result")
 
 
+class ProcessLost(RuntimeError):
+    """Another process of the team is gone, or hasn't answered for `PATIENCE`."""
+
+
 class _Scope(nn.Module):
     """Modules, and whatever is computed with them in one call, as the one forward pass that DDP wants to wrap."""
 
@@ -142,9 +146,33 @@ def together() -> Iterator[None]:
         if problem is None:
             for rank, failure in enumerate(found):
                 if failure:
-                    raise failure[0](f"process {rank} of {len(found)}: {failure[1]}")
+                    raise _alike(failure[0], f"process {rank} of {len(found)}: {failure[1]}")
     if problem is not None:
         raise problem
+
+
+def _alike(kind: type[Exception], message: str) -> Exception:
+    """An exception of a kind, or of its nearest base class that takes a message alone."""
+    for base in kind.__mro__:
+        try:
+            return base(message)
+        except TypeError:
+            continue
+
+
+@contextmanager
+def in_touch(team: Team) -> Iterator[None]:
+    """Raises ProcessLost instead of what gloo and NCCL say when another process doesn't answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessLost(
+            f"process {team.rank} of {team.size} has lost another one, which was killed, has failed (its own message "
+            f"says why) or is cut off: {str(error).splitlines()[0]}. Start all again: the run goes on from its last "
+            "checkpoint"
+        ) from error
 
 
 def check_batch(batch_size: int, accumulate: int, processes: int) -> None:

@@ -25,12 +25,13 @@ from weakref import WeakValueDictionary
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoints import KIND, CheckpointError, Checkpoints, ReadOnlyCheckpoints
+from .checkpoints import KIND, Checkpoints, ReadOnlyCheckpoints
 from .clip_training import learn_clip
 from .compiling import compile_for_training
-from .config import Config, ConfigError, build_config, changed
+from .config import SECTIONS, Config, ConfigError, build_config, changed
 from .evaluation import EvaluationError, distance_of, measure_generator
 from .files import WeightsError, save_weights, write_json
 from .guards import Guard, TrainingFailed
@@ -44,7 +45,7 @@ from .parts import (
     pick_device,
     with_own_clip,
 )
-from .processes import Team, check_batch, together
+from .processes import Team, check_batch, in_touch, together
 from .run_log import NoLog, RunLog, read_lines
 from .sampling import sample
 from .sheets import contact_sheet, save_png
@@ -57,7 +58,38 @@ FREE_KEYS = (
     "train.max_skipped", "train.rollback_factor", "train.max_rollbacks", "data.index", "data.workers",
 )  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
+FAILED = 1000  # above the number of any signal
 _IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
+
+
+class _Reader:
+    """A run's data for `train`: no process begins a step before all have their part of the batch and none must stop.
+
+    Attributes:
+        whole: whether a step is done and the next one not begun: networks, guard and log all stand at it.
+    """
+
+    def __init__(self, data: TrainingData, team: Team, signals: StopSignals, max_steps: int) -> None:
+        self.data, self.team, self.signals, self.max_steps = data, team, signals, max_steps
+        self.whole = False
+
+    def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
+        """As `TrainingData.batch`; also raises Stopped."""
+        asked, found, problem = self.signals.number, None, None
+        try:
+            found = None if asked else self.data.batch(step, size, seed, part)
+        except Exception as error:
+            problem = error
+        number = self.team.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for
+        if number == FAILED:
+            with together():
+                if problem:
+                    raise problem
+        if number is not None:
+            goes_on = "the same command or cell goes on from there"
+            raise Stopped(f"stopped after step {step - 1} of {self.max_steps}; {goes_on}", number)
+        self.whole = False
+        return found
 
 
 class Run:
@@ -74,6 +106,7 @@ class Run:
         ConfigError: if the folder holds a run of another configuration, naming the keys; if a batch can't be shared
             evenly by the processes, or these have different configurations, data or folders.
         WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
+        ProcessLost: if another of several processes is gone or silent.
         OSError: if the folder can't be written; names it.
     """
 
@@ -84,27 +117,37 @@ class Run:
         self.folder, self.config = Path(folder), config
         self.team = Team(pick_device(device))
         self.device = self.team.device
+        self.progress = progress and self.team.leads
         # what only one process may write, only the leading one does: the others' checkpoints and logs write nothing
         kind = Checkpoints if self.team.leads else ReadOnlyCheckpoints
         self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
-        check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
-        self.progress = progress and self.team.leads
-        with together():
-            self._check_folder(allow_changes)
-        with together():
-            self._learn_clip()
-        with together():
-            self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
-            self.networks = Networks(self.bridge, config)
-            self.optimizers = Optimizers(self.networks, config.train)
-            self.training_bridge = self.bridge  # what a training step looks through
-            if config.train.compile:
-                self.training_bridge = compile_for_training(self.networks.generator, self.bridge)
-            self.step, self.guard = 0, Guard()
-            self._newest = self.checkpoints.numbered()[:1]
-            if state := self.checkpoints.load():
-                self._restore(state)
-        self.team.agree(configuration=config.model_dump(), step=self.step)
+        with in_touch(self.team):
+            # compared before anything else, for what follows depends on them
+            self.team.agree(**{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)})
+            check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
+            with together():
+                if self.team.leads:
+                    self._check_folder(allow_changes)
+            with together():
+                if not (self.folder / "config.json").is_file():
+                    raise ConfigError(
+                        f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a "
+                        "run must be the same for all processes, on a disk that they share"
+                    )
+            with together():
+                self._learn_clip()
+            with together():
+                self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
+                self.networks = Networks(self.bridge, config)
+                self.optimizers = Optimizers(self.networks, config.train)
+                self.training_bridge = self.bridge  # what a training step looks through
+                if config.train.compile:
+                    self.training_bridge = compile_for_training(self.networks.generator, self.bridge)
+                self.step, self.guard = 0, Guard()
+                self._newest = self.checkpoints.numbered()[:1]
+                if state := self.checkpoints.load():
+                    self._restore(state)
+            self.team.agree(step=self.step)
 
     @property
     def metrics(self) -> Path:
@@ -167,9 +210,13 @@ class Run:
         Ctrl-C, the notebook's stop button and SIGTERM end it after the current step, with a checkpoint; so does
         leaving the loop. The second Ctrl-C acts at once, and the run goes on from the checkpoint before.
 
+        Several processes must all leave the loop at the same step, if they do.
+
         Raises:
             Stopped: (a KeyboardInterrupt) when asked to stop; says how to go on.
             ConfigError: if another process is training in this folder.
+            DataError: if pictures can't be read, in every process, with a checkpoint of the step before.
+            ProcessLost: if another of several processes is gone or silent.
             CheckpointError: if a checkpoint can't be written.
             TrainingFailed: if guards sent the run back more often than `train.max_rollbacks`.
         """
@@ -181,10 +228,14 @@ class Run:
 
     def _train(self) -> Iterator[StepReport]:
         settings, team = self.config.train, self.team
-        with together():
-            data = self.data  # before anything is locked: this may take minutes
-        team.agree(pictures=len(data))
         with ExitStack() as stack:
+            stack.enter_context(in_touch(team))
+            with together():
+                data = self.data  # before anything is locked: this may take minutes
+                if settings.evaluate_every:
+                    _ = self.held_out  # what is missing there is better known now
+            if team.size > 1:
+                team.agree(pictures=len(data), captions=data.digest)
             with together():
                 if team.leads:
                     stack.callback(self._lock().release)
@@ -198,36 +249,29 @@ class Run:
             )
             stack.enter_context(bar)
             signals = StopSignals()
-            whole = False  # whether networks, guard and log all stand at self.step
+            if team.size > 1:  # all must end at the same step
+                stack.enter_context(signals)
+            reader = _Reader(data, team, signals, settings.max_steps)
             try:
                 while not self.finished:
                     start, attempt = self.step, self.guard.rollbacks
                     parts = self.networks, self.training_bridge, self.optimizers
-                    steps = train(*parts, data, settings, start, attempt, team)
+                    steps = train(*parts, reader, settings, start, attempt, team)
                     reports = self._until_rollback(steps, log)
                     while True:
-                        whole = False
-                        with signals:  # not while the caller's code runs between two steps
+                        # alone, not while the caller's code runs between two steps
+                        with signals if team.size == 1 else nullcontext():
                             report = next(reports, None)
-                        whole = True
+                        reader.whole = True
                         if report is None:
                             break
                         bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
                         bar.n = self.step
                         bar.update(0)
                         yield report
-                        if (number := team.any(signals.number)) is not None:
-                            raise Stopped(
-                                f"stopped after step {self.step} of {settings.max_steps}; the same command or cell "
-                                "goes on from there",
-                                number,
-                            )
-            except (CheckpointError, TrainingFailed):
-                whole = False  # nothing better to write
-                raise
             finally:
                 log.flush()
-                if whole:
+                if reader.whole:
                     self.save()
         with together():
             if team.leads:
@@ -330,7 +374,8 @@ class Run:
         before = {"processes": 1} | {name: state[name] for name in now if name in state}
         if self.device.type != "cpu":  # there the number of threads changes nothing
             before["threads"] = now["threads"]
-        if other := [name for name in now if before[name] != now[name]]:
+        other = [name for name in now if before[name] != now[name]]
+        if other and not self.finished:
             changes = " and ".join(f"{now[name]} {name} where {before[name]} were used" for name in other)
             warnings.warn(f"going on with {changes}: equal to the uninterrupted run up to rounding only", stacklevel=3)
 
@@ -364,15 +409,18 @@ class Run:
         return lock
 
     def _check_folder(self, allow_changes: bool) -> None:
-        path = self.folder / "config.json"
-        if path.is_file() and self.checkpoints.numbered() and not allow_changes:
+        path, keys = self.folder / "config.json", {}
+        if path.is_file() and not allow_changes:
             before = build_config(json.loads(path.read_text()))
             keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
-            if keys:
+            if keys and self.checkpoints.numbered():
                 listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
                 raise ConfigError(
                     f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set these "
                     "keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder to start "
                     "anew"
                 )
-        write_json(path, self.config.model_dump())
+        with ExitStack() as stack:
+            if keys:  # of a run without a checkpoint, which may be under way
+                stack.callback(self._lock().release)
+            write_json(path, self.config.model_dump())

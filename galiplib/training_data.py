@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .caption_cache import DEFAULT_FOLDER, sentence_embeddings, unique_captions
+from .caption_cache import DEFAULT_FOLDER, digest_of, sentence_embeddings, unique_captions
 from .clip_bridge import ClipBridge
 from .data_files import DataError
 from .disk_rows import Table
@@ -159,6 +159,11 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all captions."""
+        return self.source.index.digest if isinstance(self.source, Shards) else digest_of(self.index.texts)
 
     def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).

@@ -8,11 +8,26 @@ import torch.multiprocessing as mp
 
 
 def launch(work, processes, *args):
-    """Call `work(rank, *args)` in so many gloo processes; an exception in one is raised here."""
+    """Call `work(rank, *args)` in so many gloo processes; an exception in one ends all and is raised here."""
+    mp.spawn(_start, (processes, free_port(), work, args), nprocs=processes)
+
+
+def begin(work, processes, *args):
+    """Start the same and leave them alone: nobody ends the others when one fails -> the processes."""
+    port = free_port()
+    started = [
+        mp.get_context("spawn").Process(target=_start, args=(rank, processes, port, work, args))
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_start, (processes, port, work, args), nprocs=processes)
+        return free.getsockname()[1]
 
 
 def _start(rank, processes, port, work, args):

@@ -11,6 +11,7 @@ from launch import launch
 from galiplib import load_config, load_generator, sample
 from galiplib.augmentation import draw
 from galiplib.config import ConfigError
+from galiplib.data_files import BadRow, DataError
 from galiplib.parts import make_bridge
 from galiplib.processes import Team, check_batch, together
 from galiplib.runs import Run
@@ -138,12 +139,15 @@ def test_a_run_of_two_to_its_end(tmp_path):
 
 def differ(rank, folder):
     overrides = {**TINY, "train.lr_g": 0.001 * (1 + rank)}
-    with pytest.raises(ConfigError, match="process"):
+    with pytest.raises(ConfigError, match="differ in train.lr_g: 0.001 in process 0, 0.002 in process 1"):
         Run(folder, load_config("mini", overrides), "cpu", progress=False)
     message = "process 1 of 2: no shard 7" if rank == 0 else "^no shard 7"
     with pytest.raises(FileNotFoundError, match=message), together():
         if rank == 1:
             raise FileNotFoundError("no shard 7")
+    with pytest.raises(DataError, match="a.jpg: undecodable image"), together():
+        if rank == 1:
+            raise BadRow("undecodable image", "a.jpg")  # takes more than a message
     team = Team()
     assert team.any(None) is None and team.any(15 if rank else None) == 15
     assert team.mean(torch.tensor([float(rank)])).item() == 0.5
