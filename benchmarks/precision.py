@@ -1,6 +1,7 @@
 """Does a training in bf16 learn as well as one in fp32? Both, with several seeds, the same steps.
 
-    python benchmarks/precision.py --folder /tmp/precision          # finished runs there are not repeated
+    python benchmarks/precision.py --folder /tmp/precision                 # finished runs there are not repeated
+    python benchmarks/precision.py --folder /tmp/unbounded --range-weight 0 --only-gan
 
 Profile mini: the GAN, measured on 1,000 captions, and the small CLIP that notebook 02 trains.
 """
@@ -8,6 +9,7 @@ Profile mini: the GAN, measured on 1,000 captions, and the small CLIP that noteb
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -28,9 +30,10 @@ GAN_SHOWN = {
 CLIP_SHOWN = ("prompt", "counterfactual", "retrieval")
 
 
-def gan(folder: Path, steps: int, seeds: range) -> pd.DataFrame:
+def gan(folder: Path, steps: int, seeds: range, range_weight: float) -> pd.DataFrame:
     """A row a run."""
-    rows = ab({name: {"train.precision": name} for name in PRECISIONS}, seeds, steps, folder)
+    variants = {name: {"train.precision": name, "train.range_weight": range_weight} for name in PRECISIONS}
+    rows = ab(variants, seeds, steps, folder)
     return rows.rename(columns=GAN_SHOWN)[["variant", "seed", *GAN_SHOWN.values()]]
 
 
@@ -57,11 +60,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/precision"), help="of the runs")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--range-weight", type=float, default=1.0, help="train.range_weight of the GAN")
+    parser.add_argument("--only-gan", action="store_true", help="leave the small CLIP out")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for what, made in (("GAN", gan), ("small CLIP", small_clip)):
-        found = made(args.folder, args.steps, range(args.seeds))
+    trainings = {"GAN": partial(gan, range_weight=args.range_weight), "small CLIP": small_clip}
+    for what in ("GAN",) if args.only_gan else trainings:
+        found = trainings[what](args.folder, args.steps, range(args.seeds))
         print(found)
         columns = [name for name in found if name not in ("variant", "seed")]
         summary = spread(found, columns)
@@ -71,7 +77,7 @@ def main() -> None:
             rows.append({"training": what, "measure": column, **shown})
     machine = measure.describe(torch.device("cpu"))
     note = f"{args.steps} steps, {args.seeds} seeds, mean and standard deviation. {machine}"
-    measure.write_table("precision", rows, note)
+    measure.write_table("precision" if args.range_weight else "precision_unbounded", rows, note)
 
 
 if __name__ == "__main__":

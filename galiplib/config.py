@@ -100,6 +100,7 @@ class TrainConfig(Section):
     lr_g: float = Field(1e-4, gt=0, description="Adam's learning rate, generator")
     lr_d: float = Field(4e-4, gt=0, description="Adam's learning rate, discriminator and head")
     clip_weight: float = Field(4.0, ge=0, description="weight of the CLIP similarity in the generator's loss")
+    range_weight: float = Field(1.0, ge=0, description="stable: weight of pixels beyond [-1, 1] in generator's loss")
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
     penalty_power: float = Field(6.0, gt=0, description="p of the matching-aware gradient penalty")
     penalty_every: int = Field(1, ge=1, description="steps between penalties, each weighted by as much")

@@ -20,6 +20,7 @@ from .blocks import SLOPE
 from .clip_bridge import ClipBridge
 from .config import TrainConfig
 from .generator import Generator
+from .losses import beyond_range
 from .training import Batch, Networks, Optimizers, StepReport, generator_losses, random_of, train_step
 from .training_data import TrainingData
 
@@ -256,10 +257,10 @@ def train_with_pictures(
 def generator_loss(
     networks: Networks, bridge: ClipBridge, config: TrainConfig, pictures: Tensor, sentence: Tensor
 ) -> Tensor:
-    """What the generator's step would minimise if it had made these pictures (B, 3, H, W): -logit - w * cosine."""
-    features, embedding = bridge.encode_image(pictures)
+    """What the generator's step would minimise if it had made these pictures, (B, 3, H, W) -> a scalar."""
+    made = *bridge.encode_image(pictures), beyond_range(pictures)
     batch = Batch(pictures, sentence, pictures, None)  # only the sentences are looked at
-    return generator_losses(networks, config, batch, features, embedding, lambda name, value: value)
+    return generator_losses(networks, config, batch, *made, lambda name, value: value)
 
 
 def gain_gradient(

@@ -49,6 +49,15 @@ def penalty_of(logits: Tensor, features: Tensor, sentence: Tensor, weight: float
     return weight * flat.norm(dim=1).pow(power).mean()
 
 
+def beyond_range(images: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) -> how far their values lie beyond [-1, 1], a scalar: mean of max(0, |value| - 1).
+
+    Nothing else bounds them: CLIP's first layer norm hides their size from discriminator and CLIP similarity, so that
+    a generator can drift to 1e20 unnoticed, and to infinity in half precision (notebook 10).
+    """
+    return F.relu(images.abs() - 1).float().mean()
+
+
 def clip_similarity(image: Tensor, sentence: Tensor) -> Tensor:
     """Embeddings (B, E), (B, E) -> mean cosine, a scalar in [-1, 1]."""
     return F.cosine_similarity(image, sentence).mean()

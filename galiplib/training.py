@@ -23,7 +23,7 @@ from .clip_bridge import ClipBridge
 from .config import Config, TrainConfig
 from .discriminator import ConditionalHead, FeatureDiscriminator
 from .generator import Generator
-from .losses import clip_similarity, hinge_fake, hinge_real, penalty_of, watched
+from .losses import beyond_range, clip_similarity, hinge_fake, hinge_real, penalty_of, watched
 from .precision import autocast
 from .processes import Team
 from .training_data import TrainingData
@@ -44,6 +44,7 @@ class StepReport:
     penalty: float  # as weighted in the loss, 0 in steps without one
     loss_g: float
     similarity: float  # CLIP cosine of generated pictures and their captions
+    beyond: float  # how far the generated pictures' values lie beyond [-1, 1]: mean of max(0, |value| - 1)
     logit_real: float
     logit_mismatch: float
     logit_fake: float
@@ -167,8 +168,7 @@ def train_step(
         if parts > 1:
             draw_fakes = partial(generate, networks, bridge, config, part)
             fake = team.through(draw_fakes, networks.generator, last=part is batch[-1])
-        features, embedding = fake
-        generator_losses(networks, config, part, features, embedding, add).backward()
+        generator_losses(networks, config, part, *fake, add).backward()
     norm_g = gradient_norm(optimizers.g_parameters)
     if _apply(optimizers.g, norm_g, config):
         networks.update_ema(step, config)
@@ -177,7 +177,7 @@ def train_step(
         for buffer, before in zip(networks.generator.buffers(), statistics, strict=True):
             buffer.copy_(before)
 
-    embeddings = F.normalize(torch.cat([embedding.detach() for _, embedding in fakes]).float(), dim=1)
+    embeddings = F.normalize(torch.cat([embedding.detach() for _, embedding, _ in fakes]).float(), dim=1)
     values |= {"grad_norm_d": norm_d, "grad_norm_g": norm_g}
     means = team.mean(torch.cat([torch.stack(list(values.values())), embeddings.mean(0)]))
     numbers = dict(zip(values, means[: len(values)].tolist(), strict=True))
@@ -227,13 +227,16 @@ class Batch:
         return said[: len(sentence)], said.roll(-1, 0)[: len(sentence)]
 
 
-def generate(networks: Networks, bridge: ClipBridge, config: TrainConfig, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The fakes of a batch as CLIP sees them: tapped features (B, taps, W, g, g), embeddings (B, E)."""
+def generate(
+    networks: Networks, bridge: ClipBridge, config: TrainConfig, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fakes of a batch as CLIP sees them: tapped features (B, taps, W, g, g), embeddings (B, E); `beyond_range`."""
     with autocast(config.precision, batch.noise.device):
         fakes = networks.generator(batch.noise, batch.sentence)  # (B, 3, H, W)
+        beyond = beyond_range(fakes)
         if batch.augmentations:
             fakes = augment(fakes, batch.augmentations[1], config)
-        return bridge.encode_image(fakes)
+        return *bridge.encode_image(fakes), beyond
 
 
 def discriminator_losses(
@@ -272,14 +275,17 @@ def discriminator_losses(
 
 
 def generator_losses(
-    networks: Networks, config: TrainConfig, batch: Batch, features: Tensor, embedding: Tensor, add: Add
-) -> Tensor:
-    """Fool the updated discriminator, and look to CLIP like the caption -> what the generator minimises."""
+    networks: Networks, config: TrainConfig, batch: Batch, features: Tensor, embedding: Tensor, beyond: Tensor,
+    add: Add,
+) -> Tensor:  # fmt: skip
+    """Fool the updated discriminator, look to CLIP like the caption, stay in range -> what the generator minimises."""
     with autocast(config.precision, batch.noise.device):
         logit = networks.judge(features, batch.sentence)
     similarity = clip_similarity(embedding.float(), batch.sentence)
     add("similarity", similarity)
-    return add("loss_g", -logit.mean() - config.clip_weight * similarity)
+    add("beyond", beyond)
+    loss = -logit.mean() - config.clip_weight * similarity
+    return add("loss_g", loss if config.recipe == "paper" else loss + config.range_weight * beyond)
 
 
 def _require_grad(parameters: list[nn.Parameter], wanted: bool) -> None:

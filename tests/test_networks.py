@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import pytest
@@ -305,6 +306,37 @@ def test_penalty_reaches_the_parameters():
 
     losses.matching_aware_penalty(logit, torch.randn(3, 1, 2, 2, 2), torch.randn(3, 4), 2.0, 6.0).backward()
     assert layer.weight.grad.abs().sum() > 0
+
+
+def test_beyond_range_is_the_mean_of_what_is_outside():
+    images = torch.tensor([[-3.0, -1.0, 0.5], [1.0, 1.5, 0.0]], requires_grad=True)
+    beyond = losses.beyond_range(images)
+    assert beyond.item() == pytest.approx((2 + 0.5) / 6)
+    beyond.backward()
+    assert torch.equal(images.grad * 6, torch.tensor([[-1.0, 0, 0], [0, 1, 0]]))
+
+
+def test_the_generator_is_asked_to_stay_in_range(tiny_config, small_bridge):
+    """By the stable recipe, with its weight; in the paper's step it changes nothing."""
+
+    def steps(recipe, weight):
+        config = tiny_config(train__recipe=recipe, train__range_weight=weight, train__precision="fp32")
+        networks = Networks(small_bridge, config)
+        optimizers = Optimizers(networks, config.train)
+        with torch.no_grad():
+            networks.generator.to_rgb.weight.mul_(200)
+        torch.manual_seed(0)
+        for step in range(1, 9):
+            images = torch.rand(4, 3, 56, 56) * 2 - 1
+            sentence, noise = torch.randn(4, small_bridge.embed_dim), torch.randn(4, config.model.noise_dim)
+            yield train_step(networks, small_bridge, optimizers, config.train, step, images, sentence, noise)
+
+    without, asked = list(steps("stable", 0.0)), list(steps("stable", 10.0))
+    assert asked[0].beyond == without[0].beyond > 1
+    assert asked[0].loss_g - without[0].loss_g == pytest.approx(10 * asked[0].beyond, rel=1e-3)
+    assert asked[-1].beyond < 0.5 * without[-1].beyond
+    for one, other in zip(list(steps("paper", 0.0)), list(steps("paper", 10.0)), strict=True):
+        assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
 
 
 def test_clip_similarity_is_mean_cosine():
