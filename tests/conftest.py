@@ -14,6 +14,8 @@ TINY = {
     "train.batch_size": 4,
     "data.train_size": 24,
     "data.test_size": 20,
+    "train.precision": "fp32",  # the same on every machine
+    "clip.precision": "fp32",
 }
 
 
