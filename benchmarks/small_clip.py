@@ -18,6 +18,7 @@ import measure
 from galiplib import load_config, minibirds
 from galiplib.clip_bridge import ClipBridge
 from galiplib.clip_training import ClipTraining, clip_geometry, new_clip, vocabulary_of
+from galiplib.precision import resolve_precision
 
 
 class Plain(ClipBridge):
@@ -32,13 +33,15 @@ class Plain(ClipBridge):
 
 def trainings(batch: int, pictures: int, device: torch.device) -> dict[str, Callable[[], object]]:
     config = load_config("mini", {"clip.batch_size": batch})
+    fast = resolve_precision("auto", device)
     data = minibirds.build("train", pictures, config.data.image_size)
     vocabulary = vocabulary_of([text for texts in data.captions for text in texts])
     made = {}
-    for name, bridge_class in (("plain", Plain), ("ours", ClipBridge)):
+    for name, bridge_class in {"plain fp32": Plain, "ours fp32": ClipBridge, f"ours {fast}": ClipBridge}.items():
         torch.manual_seed(0)
         bridge = bridge_class(new_clip(clip_geometry(config.clip, config.data), vocabulary), trainable=True).to(device)
-        made[name] = ClipTraining(bridge, data, config.clip).advance
+        settings = config.clip.model_copy(update={"precision": name.split()[1]})
+        made[name] = ClipTraining(bridge, data, settings).advance
     return made
 
 
@@ -49,19 +52,19 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    machine = measure.machine(device, ("fp32",))
+    machine = measure.machine(device, tuple({"fp32", resolve_precision("auto", device)}))
     calls = trainings(args.batch, max(500, args.batch), device)
     work = {name: measure.count(call) for name, call in calls.items()}
     times = measure.alternate(calls, device, args.repeats)
     rows = []
     for name in calls:
-        middle, low, high = measure.ratio(times, "plain", name)
+        middle, low, high = measure.ratio(times, "plain fp32", name)
         seconds, counted = statistics.median(times[name]), work[name]
         rows.append(
             {
                 "small CLIP": name, "batch": args.batch, "seconds a step": f"{seconds:.3f}",
                 "times as fast": f"{middle:.2f} ({low:.2f}-{high:.2f})", "GMAC": f"{counted.gmac:.1f}",
-                "share of the rate": f"{2e9 * counted.gmac / seconds / machine.rates['fp32']:.0%}",
+                "share of the rate": f"{2e9 * counted.gmac / seconds / machine.rates[name.split()[1]]:.0%}",
             }
         )  # fmt: skip
     measure.write_table(f"small_clip_{device.type}", rows, machine.name)
