@@ -90,7 +90,7 @@ def machine(device: torch.device, precisions: tuple[str, ...]) -> Machine:
     return Machine(describe(device), rates, 2 * large.numel() / _best(lambda: large.copy_(other), device))
 
 
-def _best(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+def _best(call: Callable[[], object], device: torch.device, repeats: int = 100) -> float:
     return min(alternate({"": call}, device, repeats)[""])
 
 
