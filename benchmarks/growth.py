@@ -77,7 +77,8 @@ def draw(rows: list[dict], device: torch.device) -> None:
             axis.grid(alpha=0.3)
             axis.set_ylabel(key if key == "peak GB" else f"seconds a {'batch of 32' if column == 2 else 'step'}")
         axes[1, column].set_xlabel(label)
-        axes[1, column].set_xticks([row["value"] for row in found], [str(row["value"]) for row in found])
+        values = [row["value"] for row in found]
+        axes[1, column].set_xticks(values, values, rotation=45)
         axes[1, column].minorticks_off()
     axes[0, 1].set_title(f"batch {SIDE_BATCH}")
     figure.tight_layout()
