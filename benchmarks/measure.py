@@ -193,8 +193,16 @@ def write_table(name: str, rows: list[dict], note: str) -> None:
     print(text)
 
 
-def draw_gap(name: str, panels: dict[str, list[tuple[str, float, float]]], unit: str) -> None:
-    """Draw `results/<name>.png`: a panel a size, of each candidate (label, time taken, floor) as a bar and a mark."""
+def draw_gap(name: str, rows: list[dict], label: str, taken: str, floor: str, unit: str) -> None:
+    """Draw a table's `results/<name>.png`: a panel a size and batch, each row's time as a bar, its floor as a mark.
+
+    Args:
+        label, taken, floor: the columns with the rows' names, times and floors.
+    """
+    panels: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows:
+        bar = row[label], float(row[taken]), float(row[floor])
+        panels.setdefault(f"{row['size']}, batch {row['batch']}", []).append(bar)
     most = max(map(len, panels.values()))
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 1.2 + 0.45 * most), squeeze=False)
     for axis, (title, bars) in zip(axes[0], panels.items(), strict=True):

@@ -111,11 +111,7 @@ def main() -> None:
                 rows.append(row)
                 print(row)
     measure.write_table(f"sampling_{device.type}", rows, machine.name)
-    panels: dict[str, list[tuple[str, float, float]]] = {}
-    for row in rows:
-        bar = row["sampling"], float(row["ms a picture"]), float(row["floor, ms a picture"])
-        panels.setdefault(f"{row['size']}, batch {row['batch']}", []).append(bar)
-    measure.draw_gap(f"sampling_{device.type}", panels, "ms a picture")
+    measure.draw_gap(f"sampling_{device.type}", rows, "sampling", "ms a picture", "floor, ms a picture", "ms a picture")
 
 
 def peak(size: str, batch: int, device: str, name: str) -> float:

@@ -85,11 +85,7 @@ def main() -> None:
             rows.append(row)
             print(row)
     measure.write_table(f"train_step_{device.type}", rows, machine.name)
-    panels: dict[str, list[tuple[str, float, float]]] = {}
-    for row in rows:
-        bar = row["step"], float(row["seconds"]), float(row["floor, s"])
-        panels.setdefault(f"{row['size']}, batch {row['batch']}", []).append(bar)
-    measure.draw_gap(f"train_step_{device.type}", panels, "seconds a step")
+    measure.draw_gap(f"train_step_{device.type}", rows, "step", "seconds", "floor, s", "seconds a step")
 
 
 if __name__ == "__main__":

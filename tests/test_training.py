@@ -124,6 +124,17 @@ def test_run_refuses_another_configuration_unless_allowed(tiny_config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["max_steps"] == 2
 
 
+def test_a_run_from_before_a_key_came_does_not_change_unasked(tiny_config, tmp_path):
+    list(Run(tmp_path, tiny_config(train__max_steps=1), progress=False).train())
+    path = tmp_path / "config.json"
+    recorded = json.loads(path.read_text())
+    del recorded["train"]["range_weight"]
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(ConfigError, match=r"another configuration: train.range_weight \(0.0 -> 1.0\)"):
+        Run(tmp_path, tiny_config(train__max_steps=1), progress=False)
+    Run(tmp_path, tiny_config(train__max_steps=1, train__range_weight=0.0), progress=False)
+
+
 def test_evaluations_on_the_way(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("galiplib.runs.EVALUATED", 40)
     run = Run(tmp_path, tiny_config(train__max_steps=2, train__evaluate_every=1), progress=False)
