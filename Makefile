@@ -29,7 +29,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(ARGS)
 
 app: $(STAMP)  ## the sampling panel as a web page, on this machine only (ARGS="--port 8877")
-	$(PY) -m galiplib.app $(ARGS)
+	$(PY) -m galiplib.panel.app $(ARGS)
 
 board: $(STAMP)  ## watch training runs in TensorBoard, on this machine only (ARGS="--logdir outputs/birds")
 	$(BIN)/tensorboard --host 127.0.0.1 --logdir outputs $(ARGS)

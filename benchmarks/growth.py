@@ -17,8 +17,8 @@ import torch
 
 import measure
 import subjects
-from galiplib import minibirds
-from galiplib.training_data import TrainingData
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
 
 CURVES = {
     "batch": ("pictures in a step", (1, 2, 4, 8, 16, 32, 64, 128)),

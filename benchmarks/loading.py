@@ -1,7 +1,7 @@
 """Pictures a second from files to batches: the authors' loader and ours in turns, cold and kept in memory.
 
-    python benchmarks/loading.py                        # drawn birds of CUB's size, written as JPEG
-    python benchmarks/loading.py --folder data/birds    # CUB itself
+python benchmarks/loading.py                        # drawn birds of CUB's size, written as JPEG
+python benchmarks/loading.py --folder data/birds    # CUB itself
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import measure
-from galiplib import minibirds
-from galiplib.datasets import Photos, open_dataset
-from galiplib.training_data import to_images
+from galiplib.data import minibirds
+from galiplib.data.batches import to_images
+from galiplib.data.datasets import Photos, open_dataset
 
 BATCH = 32
 

@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 
 import measure
-from galiplib import load_config, minibirds
-from galiplib.clip_files import KIND
-from galiplib.clip_training import learn_clip
-from galiplib.experiments import ab, spread
+from galiplib import load_config
+from galiplib.clip.files import KIND
+from galiplib.clip.training import learn_clip
+from galiplib.data import minibirds
 from galiplib.files import load_weights
+from galiplib.runs.ablation import ab, spread
 
 PRECISIONS = ("fp32", "bf16")
 GAN_SHOWN = {

@@ -7,7 +7,7 @@ so the penalty's graph reaches through CLIP; the discriminator's weights get gra
 `torch.optim.Adam` as it comes. fp32, or on a GPU fp16 with a loss scaler, as their two settings.
 
 `tests/test_benchmarks.py` holds it against galiplib's `paper` recipe. Only benchmarks import it. Parameters
-have the authors' names, so `galiplib.reference.to_theirs` maps ours to them.
+have the authors' names, so `galiplib.checkpoints.published.to_theirs` maps ours to them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from galiplib.clip_bridge import ClipBridge
+from galiplib.checkpoints.published import to_theirs
+from galiplib.clip.bridge import ClipBridge
 from galiplib.config import Config
-from galiplib.generator import block_channels, block_sizes
-from galiplib.reference import to_theirs
+from galiplib.systems.galip import block_channels, block_sizes
 
 
 class TwoLinears(nn.Module):

@@ -1,7 +1,7 @@
 """Captions to pictures, the authors' way and ours in turns: time, peak memory, distance from the machine's limit.
 
-    python benchmarks/sampling.py                         # both sizes, batch 1 and 8
-    python benchmarks/sampling.py --sizes vit --batches 64 --compile
+python benchmarks/sampling.py                         # both sizes, batch 1 and 8
+python benchmarks/sampling.py --sizes vit --batches 64 --compile
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 import measure
 import subjects
-from galiplib.clip_bridge import ClipBridge
-from galiplib.fast import to_bf16
-from galiplib.generator import Generator
-from galiplib.recipes import noise_of
-from galiplib.sampling import sample
+from galiplib.clip.bridge import ClipBridge
+from galiplib.sampling.bf16 import to_bf16
+from galiplib.sampling.recipe import noise_of
+from galiplib.sampling.sample import sample
+from galiplib.systems.galip import Generator
 from reference import Reference
 
 

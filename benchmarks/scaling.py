@@ -208,8 +208,8 @@ def count_operations() -> dict[str, Any]:
     from torch.utils.flop_counter import flop_registry
 
     from galiplib import load_config
-    from galiplib.clip_bridge import CLIP
-    from galiplib.parts import make_bridge
+    from galiplib.build import make_bridge
+    from galiplib.clip.bridge import CLIP
     from galiplib.training import Networks, Optimizers, train_step
 
     class Counter(TorchDispatchMode):  # torch's FlopCounterMode has no way through the penalty's inner gradient
@@ -257,12 +257,12 @@ def measure_loading(birds: str, pictures: int = 600) -> dict[str, float]:
     """Sizes and processor times a picture, on real photographs stored for 256 px."""
     import numpy as np
 
-    from galiplib.datasets import open_dataset
-    from galiplib.disk_rows import Table
-    from galiplib.shard_index import scan
-    from galiplib.shard_writing import ResizedPhotos, write_shards
-    from galiplib.shards import open_shards
-    from galiplib.training_data import BatchReader
+    from galiplib.data.batches import BatchReader
+    from galiplib.data.datasets import open_dataset
+    from galiplib.data.disk_rows import Table
+    from galiplib.data.index import scan
+    from galiplib.data.shard_writing import ResizedPhotos, write_shards
+    from galiplib.data.shards import open_shards
 
     class WholePhotos(ResizedPhotos):
         """Not cut to the bird: CC12M has no boxes. One caption each."""

@@ -15,9 +15,10 @@ from collections.abc import Callable
 import torch
 
 import measure
-from galiplib import load_config, minibirds
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import ClipTraining, clip_geometry, new_clip, vocabulary_of
+from galiplib import load_config
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import ClipTraining, clip_geometry, new_clip, vocabulary_of
+from galiplib.data import minibirds
 from galiplib.precision import resolve_precision
 
 

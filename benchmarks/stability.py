@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from galiplib import load_config
-from galiplib.run_log import read_lines
-from galiplib.runs import Run
+from galiplib.runs.log import read_lines
+from galiplib.runs.run import Run
 
 TIMES = 5  # the profile's own length
 COLOURS = {"paper": "tab:red", "stable": "tab:blue"}

@@ -24,12 +24,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from galiplib import load_config, minibirds
-from galiplib.parts import make_bridge
-from galiplib.shard_writing import Sample, encoded, write_shards
-from galiplib.shards import open_shards
+from galiplib import load_config
+from galiplib.build import make_bridge
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
+from galiplib.data.shard_writing import Sample, encoded, write_shards
+from galiplib.data.shards import open_shards
 from galiplib.training import Networks, Optimizers, random_of, train_step
-from galiplib.training_data import TrainingData
 
 SIZES = (2_000, 20_000, 200_000)
 DRAWN = 4_000

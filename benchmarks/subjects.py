@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from galiplib import load_config
-from galiplib.clip_bridge import CLIP, ClipBridge
-from galiplib.clip_files import load_clip
+from galiplib.clip.bridge import CLIP, ClipBridge
+from galiplib.clip.files import load_clip
 from galiplib.compiling import compile_for_training
 from galiplib.config import Config, build_config
-from galiplib.generator import block_sizes
 from galiplib.precision import resolve_precision
+from galiplib.systems.galip import block_sizes
 from galiplib.training import Networks, Optimizers, train_step
 from reference import Reference
 

@@ -1,7 +1,7 @@
 """A training step, the authors' and ours in turns: time, peak memory, operations, distance from the machine's limit.
 
-    python benchmarks/train_step.py                       # both sizes; table, CSV and figure in benchmarks/results
-    python benchmarks/train_step.py --sizes mini --repeats 20
+python benchmarks/train_step.py                       # both sizes; table, CSV and figure in benchmarks/results
+python benchmarks/train_step.py --sizes mini --repeats 20
 """
 
 from __future__ import annotations

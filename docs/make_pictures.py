@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from galiplib import load_generator, sample
 from galiplib.sheets import contact_sheet, save_png
+
+from galiplib import load_generator, sample
 
 HERE = Path(__file__).parent
 CAPTIONS = [

@@ -1,13 +1,13 @@
 """GALIP in notebooks: a text-to-image GAN whose generator and discriminator both look through a frozen CLIP."""
 
-from .clip_bridge import ClipBridge
-from .clip_files import load_clip
+from .checkpoints.loading import export_reference, load_discriminator, load_generator
+from .clip.bridge import ClipBridge
+from .clip.files import load_clip
 from .config import Config, ConfigError, load_config, profiles
 from .files import WeightsError
-from .generator import Generator
-from .loading import export_reference, load_discriminator, load_generator
-from .runs import Run
-from .sampling import sample
+from .runs.run import Run
+from .sampling.sample import sample
+from .systems.galip import Generator
 
 __version__ = "0.1.0"
 __all__ = [

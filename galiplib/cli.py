@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 
-from . import cli_sampling, clip_training, datasets
-from .clip_files import load_clip
+from . import cli_sampling
+from .build import held_out_splits, make_data, pick_device
+from .checkpoints.loading import export_reference, load_generator
+from .clip import training as clip_training
+from .clip.files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys, variants
+from .data import datasets
+from .data.shard_writing import PER_SHARD, check_shards, make_shards
+from .distributed import ProcessLost
 from .evaluation import compare, measure_folder, measure_generator
 from .files import WeightsError, write_json
-from .guards import TrainingFailed
-from .interrupts import Stopped
-from .loading import export_reference, load_generator
-from .parts import held_out_splits, make_data, pick_device
-from .processes import ProcessLost
-from .runs import Run
-from .shard_writing import PER_SHARD, check_shards, make_shards
+from .runs.guards import TrainingFailed
+from .runs.interrupts import Stopped
+from .runs.run import Run
 
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
 PROFILE_HELP = f"{', '.join(profiles())}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"

@@ -6,16 +6,16 @@ import argparse
 import re
 from pathlib import Path
 
-from .animation import save_animation
-from .batches import read_captions, sample_file
-from .clip_files import load_clip
-from .fast import to_bf16
-from .generator import Generator
-from .loading import load_generator
+from .checkpoints.loading import load_generator
+from .clip.files import load_clip
+from .images import contact_sheet, save_png
 from .precision import resolve_precision
-from .provenance import Origin, read_png
-from .sampling import Samples, interpolate, rank, replay, sample
-from .sheets import contact_sheet, save_png
+from .sampling.animation import save_animation
+from .sampling.bf16 import to_bf16
+from .sampling.folder import read_captions, sample_file
+from .sampling.provenance import Origin, read_png
+from .sampling.sample import Samples, interpolate, rank, replay, sample
+from .systems.galip import Generator
 
 ANIMATIONS = (".gif", ".mp4")
 

@@ -6,8 +6,8 @@ import copy
 
 import torch
 
-from .clip_bridge import ClipBridge
-from .generator import Generator
+from .clip.bridge import ClipBridge
+from .systems.galip import Generator
 
 
 def compile_for_training(generator: Generator, bridge: ClipBridge, backend: str = "inductor") -> ClipBridge:

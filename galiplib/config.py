@@ -122,7 +122,6 @@ class TrainConfig(Section):
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on 1,000 pictures, 0: none")
     sample_every: int = Field(100, ge=1, description="steps between sample grids")
 
-
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if self.batch_size % self.accumulate:

@@ -8,7 +8,7 @@ import torch
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower), else "fp32"."""
+    """ "auto" -> "bf16" where the hardware computes in it (emulated, it is three times slower), else "fp32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

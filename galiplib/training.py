@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augmentation import Augmentation, augment, draw
-from .clip_bridge import ClipBridge
+from .clip.bridge import ClipBridge
 from .config import Config, TrainConfig
-from .discriminator import ConditionalHead, FeatureDiscriminator
-from .generator import Generator
+from .data.batches import TrainingData
+from .distributed import Team
 from .losses import beyond_range, clip_similarity, hinge_fake, hinge_real, penalty_of, watched
 from .precision import autocast
-from .processes import Team
-from .training_data import TrainingData
+from .systems.discriminator import ConditionalHead, FeatureDiscriminator
+from .systems.galip import Generator
 
 ATTEMPT = 1_000_003  # between the seeds of attempts: no small seed of another run is met
 Add = Callable[[str, Tensor], Tensor]
@@ -118,8 +118,15 @@ def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
 
 
 def train_step(
-    networks: Networks, bridge: ClipBridge, optimizers: Optimizers, config: TrainConfig, step: int,
-    images: Tensor, sentence: Tensor, noise: Tensor, augmentations: tuple[Augmentation, Augmentation] | None = None,
+    networks: Networks,
+    bridge: ClipBridge,
+    optimizers: Optimizers,
+    config: TrainConfig,
+    step: int,
+    images: Tensor,
+    sentence: Tensor,
+    noise: Tensor,
+    augmentations: tuple[Augmentation, Augmentation] | None = None,
     team: Team | None = None,
 ) -> StepReport:
     """One step, discriminator then generator on the same fakes.
@@ -307,8 +314,14 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def train(
-    networks: Networks, bridge: ClipBridge, optimizers: Optimizers, data: TrainingData, config: TrainConfig,
-    start: int = 0, attempt: int = 0, team: Team | None = None,
+    networks: Networks,
+    bridge: ClipBridge,
+    optimizers: Optimizers,
+    data: TrainingData,
+    config: TrainConfig,
+    start: int = 0,
+    attempt: int = 0,
+    team: Team | None = None,
 ) -> Iterator[StepReport]:
     """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip, vocabulary_of
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import load_config
 
 TINY = {

@@ -14,11 +14,11 @@ from test_processes import TINY
 
 from galiplib import load_config
 from galiplib.config import ConfigError
-from galiplib.data_files import DataError
-from galiplib.processes import ProcessLost
-from galiplib.run_log import read_lines
-from galiplib.runs import Run
-from galiplib.shard_writing import make_shards
+from galiplib.data.data_files import DataError
+from galiplib.data.shard_writing import make_shards
+from galiplib.distributed import ProcessLost
+from galiplib.runs.log import read_lines
+from galiplib.runs.run import Run
 
 PLAIN = TINY | {"train.evaluate_every": 0, "train.sample_every": 1000}
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from clip.model import LayerNorm
 from torch import Tensor, nn
 
 from benchmarks.reference import Reference
-from galiplib.clip_bridge import ClipBridge
+from galiplib.checkpoints.published import to_theirs
+from galiplib.clip.bridge import ClipBridge
 from galiplib.config import load_config
-from galiplib.reference import to_theirs
 from galiplib.training import Networks, Optimizers, train_step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -131,7 +131,7 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, outputs):
     """The address of a JupyterLab with the panel's cells of notebook 07."""
-    from galiplib.app import NOTEBOOK, app_notebook
+    from galiplib.panel.app import NOTEBOOK, app_notebook
 
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     parameters = {"profile": "mini", "out": str(outputs), "minute_steps": 2}
@@ -321,8 +321,8 @@ def test_the_grid(panel):
 
 
 def test_the_history_keeps_and_downloads(panel, outputs):
-    from galiplib.sampling import replay
-    from galiplib.sheets import to_uint8
+    from galiplib.images import to_uint8
+    from galiplib.sampling.sample import replay
 
     panel.number("count", 1)
     panel.number("seed", 21)
@@ -395,7 +395,7 @@ def app(tmp_path_factory, outputs):
     """The address of the app."""
     folder, port = tmp_path_factory.mktemp("app"), free_port()
     command = [
-        sys.executable, "-m", "galiplib.app", "--out", str(outputs), "--port", str(port), "--no-browser",
+        sys.executable, "-m", "galiplib.panel.app", "--out", str(outputs), "--port", str(port), "--no-browser",
         "--port_retries=0",
     ]  # fmt: skip
     with serving(command, folder, f"http://127.0.0.1:{port}/voila/static/voila.js"):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from galiplib import caption_cache, minibirds
-from galiplib.caption_cache import sentence_embeddings, unique_captions
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip
-from galiplib.training_data import TrainingData
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip
+from galiplib.data import embeddings as caption_cache
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
+from galiplib.data.embeddings import sentence_embeddings, unique_captions
 
 CAPTIONS = unique_captions([["a red bird", "a small blue bird"], ["a red bird", "a white bird"], ["a bird"]])
 
@@ -71,7 +72,7 @@ def test_an_interrupted_computation_goes_on(tmp_path, counted, monkeypatch):
 
 
 def test_training_reads_the_same_batches_from_memory_and_from_the_file(tmp_path, tiny_config):
-    from galiplib.parts import make_bridge
+    from galiplib.build import make_bridge
 
     bridge, birds = make_bridge(tiny_config()), minibirds.build("train", 12)
     plain, stored = TrainingData(bridge, birds), TrainingData(bridge, birds, "birds", tmp_path)
@@ -87,8 +88,8 @@ def test_all_captions_of_cub_need_less_than_300_mb(tmp_path):
         f"""
         import resource, sys
         import torch
-        from galiplib.caption_cache import sentence_embeddings, unique_captions
-        from galiplib.clip_bridge import CLIP, ClipBridge, bpe_tokenizer
+        from galiplib.data.embeddings import sentence_embeddings, unique_captions
+        from galiplib.clip.bridge import CLIP, ClipBridge, bpe_tokenizer
 
         model = CLIP(512, 32, 1, 64, 32, 77, 49408, 64, 1, 1).float().eval().requires_grad_(False)
         bridge = ClipBridge(model)

@@ -22,8 +22,16 @@ def fails(monkeypatch, capsys, *arguments):
 
 SMALL = [
     word
-    for key in ("model.channels=4", "model.disc_channels=8", "model.fusion_blocks=1", "train.batch_size=4",
-                "data.train_size=16", "data.test_size=20", "train.max_steps=2", "eval.images=40")  # fmt: skip
+    for key in (
+        "model.channels=4",
+        "model.disc_channels=8",
+        "model.fusion_blocks=1",
+        "train.batch_size=4",
+        "data.train_size=16",
+        "data.test_size=20",
+        "train.max_steps=2",
+        "eval.images=40",
+    )  # fmt: skip
     for word in ("--set", key)
 ]
 

@@ -2,11 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from galiplib import clip_files, clip_training, minibirds
-from galiplib.clip_bridge import CLIP, ClipBridge, clip, default_prompt_layers, default_taps, run_block
+from galiplib.clip import files as clip_files
+from galiplib.clip import training as clip_training
+from galiplib.clip.bridge import CLIP, ClipBridge, clip, default_prompt_layers, default_taps, run_block
 from galiplib.config import load_config
+from galiplib.data import minibirds
+from galiplib.data.batches import CaptionIndex
 from galiplib.files import WeightsError
-from galiplib.training_data import CaptionIndex
 
 
 def test_bridge_computes_what_clip_computes():

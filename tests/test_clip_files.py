@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import galiplib
-from galiplib.clip_bridge import CLIP, ClipBridge, clip
+from galiplib.clip.bridge import CLIP, ClipBridge, clip
 from galiplib.files import WeightsError
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from galiplib.evaluation import Comparison, EvaluationError, compare
 from galiplib.evaluation.comparison import label_of, published
 from galiplib.files import WEIGHTS, WeightsError
-from galiplib.runs import Run
+from galiplib.runs.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from")
 SMALL = {"eval.images": 40, "eval.diversity": 2, "data.test_size": 20}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from galiplib.clip_bridge import ClipBridge
+from galiplib.clip.bridge import ClipBridge
 from galiplib.compiling import compile_for_training
-from galiplib.runs import Run
+from galiplib.runs.run import Run
 
 
 def losses(config, folder):

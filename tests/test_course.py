@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from galiplib import course
+from galiplib.course import runner as course
 
 PARAMETERS = 'profile = "mini"\nout = "outputs"\n'
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}

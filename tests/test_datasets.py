@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galiplib import data_files, data_layouts, data_photos, data_pictures, datasets, minibirds
-from galiplib.clip_bridge import bpe_tokenizer
-from galiplib.datasets import DataError, describe, open_dataset
+from galiplib.clip.bridge import bpe_tokenizer
+from galiplib.data import data_files, datasets, minibirds
+from galiplib.data import decoding as data_pictures
+from galiplib.data import layouts as data_layouts
+from galiplib.data import pictures as data_photos
+from galiplib.data.datasets import DataError, describe, open_dataset
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from galiplib import download as module
-from galiplib.download import SOURCES, DownloadError, Source, download
+from galiplib.data import download as module
+from galiplib.data.download import SOURCES, DownloadError, Source, download
 
 SHIPPED = dict(SOURCES)
 KEYS = pickle.dumps(["001.Albatross/a"], protocol=2)

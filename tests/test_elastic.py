@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from galiplib.run_log import read_lines
+from galiplib.runs.log import read_lines
 
 SETTINGS = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,

@@ -14,14 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from galiplib import evaluation, load_config, load_generator, minibirds
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip, vocabulary_of
+from galiplib import evaluation, load_config, load_generator
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import EvalConfig, ModelConfig
+from galiplib.data import minibirds
+from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError
-from galiplib.generator import Generator
-from galiplib.judge import FEATURES, JUDGED, load_judge
-from galiplib.training_data import to_images
+from galiplib.evaluation.judge import FEATURES, JUDGED, load_judge
+from galiplib.systems.galip import Generator
 
 IMAGES = 600  # halves of halves still have more pictures than the judge has features
 few_samples = pytest.mark.filterwarnings("ignore:Fréchet distance from")
@@ -178,7 +179,10 @@ def test_caption_accuracy_near_one_on_real_pictures_near_chance_on_shuffled(judg
     assert min(share.value for share in right.values()) > 0.97, right
     # Six of the ten kinds of caption name the body, six the wing, six the belly, three the background.
     assert {name: share.count for name, share in right.items()} == {
-        "body": 360, "wing": 360, "belly": 360, "background": 180,
+        "body": 360,
+        "wing": 360,
+        "belly": 360,
+        "background": 180,
     }
     order = np.random.default_rng(0).permutation(len(rows))
     shuffled = evaluation.caption_accuracy(judge, images, [captions[i] for i in order])

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from galiplib import experiments
+from galiplib.checkpoints.loading import load_generator
 from galiplib.config import ConfigError
-from galiplib.loading import load_generator
+from galiplib.runs import ablation as experiments
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from 10 and 10 samples")
 SMALL = {

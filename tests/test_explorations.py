@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from galiplib import checks_explorations as checks
-from galiplib import minibirds, plots_explorations
-from galiplib.edits import Edits, make_edits, measure_edits
-from galiplib.explorations import (
+from galiplib.build import make_bridge
+from galiplib.course import checks_explorations as checks
+from galiplib.course import plots_explorations
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData, to_images
+from galiplib.evaluation.edits import Edits, make_edits, measure_edits
+from galiplib.evaluation.judge import JUDGED, load_judge
+from galiplib.systems.picture_input import (
     ClipFeatures,
     FeatureGenerator,
     ImageBlock,
@@ -28,10 +32,7 @@ from galiplib.explorations import (
     train_with_pictures,
     with_generator,
 )
-from galiplib.judge import JUDGED, load_judge
-from galiplib.parts import make_bridge
 from galiplib.training import Networks
-from galiplib.training_data import TrainingData, to_images
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_given_pictures_follow_shift_and_changed(parts, monkeypatch):
         seen.append((images, networks.generator.unpack(packed)[1]))
         return dataclasses.replace(report, step=step)
 
-    monkeypatch.setattr("galiplib.explorations.train_step", note)
+    monkeypatch.setattr("galiplib.systems.picture_input.train_step", note)
     for how in ({}, {"shift": 1}, {"changed": 0.5}):
         next(train_with_pictures(networks, bridge, data, config, **how))
     (own, given), (images, shifted), (others, half) = seen

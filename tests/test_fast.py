@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from galiplib.clip_bridge import ClipBridge
-from galiplib.fast import to_bf16
-from galiplib.generator import Generator
-from galiplib.loading import load_generator
-from galiplib.sampling import sample
+from galiplib.checkpoints.loading import load_generator
+from galiplib.clip.bridge import ClipBridge
+from galiplib.sampling.bf16 import to_bf16
+from galiplib.sampling.sample import sample
+from galiplib.systems.galip import Generator
 
 CAPTION = "a small red bird with black wings"
 

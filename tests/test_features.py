@@ -7,7 +7,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from galiplib.evaluation import EvaluationError, features, frechet_distance
 from galiplib.evaluation.crowds import Names
-from galiplib.judge import load_judge
+from galiplib.evaluation.judge import load_judge
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galiplib import evaluation, load_generator, minibirds
+from galiplib import evaluation, load_generator
+from galiplib.data import minibirds
+from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError, evaluate_folder
-from galiplib.judge import load_judge
-from galiplib.training_data import to_images
+from galiplib.evaluation.judge import load_judge
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from")
 

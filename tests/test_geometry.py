@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from galiplib.clip_bridge import CLIP, ClipBridge
+from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.config import load_config
-from galiplib.discriminator import ConditionalHead, FeatureDiscriminator
-from galiplib.generator import Generator
+from galiplib.systems.discriminator import ConditionalHead, FeatureDiscriminator
+from galiplib.systems.galip import Generator
 
 VITS = {  # OpenAI's: embed, resolution, layers, width, patch, context, vocabulary, text width, heads, text layers
     "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from galiplib import judge as judging
-from galiplib import minibirds
+from galiplib.data import minibirds
+from galiplib.data.batches import to_images
+from galiplib.evaluation import judge as judging
+from galiplib.evaluation.judge import JUDGED, Judge
 from galiplib.files import WeightsError
-from galiplib.judge import JUDGED, Judge
-from galiplib.training_data import to_images
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_other_picture_sizes(shipped):
 
 def test_shipped_file_says_how_it_was_made(shipped):
     record = shipped.provenance
-    assert record["command"].startswith("python -m galiplib.judge --out ")
+    assert record["command"].startswith("python -m galiplib.evaluation.judge --out ")
     assert {"seed", "data", "steps", "torch"} <= set(record)
     for kind in ("seen", "held_out", "seen_blurred", "held_out_blurred"):
         assert set(record["accuracy"][kind]) == set(JUDGED)

@@ -17,9 +17,9 @@ from torch.multiprocessing import ProcessRaisedException
 
 from galiplib import load_config
 from galiplib.config import ConfigError
-from galiplib.interrupts import Stopped
-from galiplib.launch import train_in_processes
-from galiplib.run_log import read_lines
+from galiplib.runs.interrupts import Stopped
+from galiplib.runs.launch import train_in_processes
+from galiplib.runs.log import read_lines
 
 SETTINGS = TINY | {
     "train.max_steps": 10, "train.checkpoint_every": 1, "train.sample_every": 100, "train.evaluate_every": 0,
@@ -73,7 +73,7 @@ def test_processes_end_with_a_checkpoint_when_their_parent_is_killed(tmp_path):
     script.write_text(
         textwrap.dedent(f"""
             from galiplib import load_config
-            from galiplib.launch import train_in_processes
+            from galiplib.runs.launch import train_in_processes
 
             if __name__ == "__main__":
                 config = load_config("mini", {SETTINGS | {"train.max_steps": 1000}!r})

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galiplib import minibirds
-from galiplib.minibirds import ATTRIBUTES, Bird, asked, build, caption, counterfactuals, random_bird, render
+from galiplib.data import minibirds
+from galiplib.data.minibirds import ATTRIBUTES, Bird, asked, build, caption, counterfactuals, random_bird, render
 
 
 def test_render_is_deterministic_and_shows_the_colours():

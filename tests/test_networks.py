@@ -18,11 +18,11 @@ from galiplib.blocks import (
     ShuffleAttention,
     conv_of_doubled,
 )
+from galiplib.checkpoints.loading import load_generator
 from galiplib.config import load_config
-from galiplib.discriminator import ConditionalHead, FeatureDiscriminator
-from galiplib.generator import REFERENCE_SIZES, Generator, block_channels, block_sizes
-from galiplib.loading import load_generator
-from galiplib.runs import Run
+from galiplib.runs.run import Run
+from galiplib.systems.discriminator import ConditionalHead, FeatureDiscriminator
+from galiplib.systems.galip import REFERENCE_SIZES, Generator, block_channels, block_sizes
 from galiplib.training import Networks, Optimizers, train_step
 
 VARIANTS = [(conditioning, attention) for conditioning in ("affine", "recurrent", "recurrent-reference")

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from clip.model import LayerNorm
 
-from galiplib.clip_bridge import CLIP, ClipBridge
+from galiplib.checkpoints.loading import load_generator
+from galiplib.checkpoints.published import import_reference
+from galiplib.checkpoints.published_names import NEVER_LEARN, TOWER, to_ours
+from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.config import build_config
-from galiplib.loading import load_generator
 from galiplib.losses import matching_aware_penalty
-from galiplib.reference import import_reference
-from galiplib.reference_names import NEVER_LEARN, TOWER, to_ours
 from galiplib.training import Networks, Optimizers, train_step
 
 HERE = Path(__file__).parent / "reference"

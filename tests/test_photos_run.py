@@ -3,12 +3,14 @@
 import pytest
 
 import galiplib
-from galiplib import minibirds, parts, runs
+from galiplib import build as parts
+from galiplib.build import make_bridge
 from galiplib.config import ConfigError, load_config, profiles
-from galiplib.datasets import DataError
-from galiplib.parts import make_bridge
-from galiplib.runs import Run
-from galiplib.training_data import TrainingData
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
+from galiplib.data.datasets import DataError
+from galiplib.runs import run as runs
+from galiplib.runs.run import Run
 
 SMALL = {
     "clip.max_steps": 3, "clip.batch_size": 8, "clip.width": 64, "clip.layers": 2, "clip.text_layers": 1,
@@ -46,7 +48,7 @@ def test_a_run_trains_its_clip_then_the_gan_and_goes_on(birds, tmp_path):
         generator = galiplib.load_generator(path)
         made = galiplib.sample(generator, generator.bridge, run.sample_captions, count=2)
         assert made.images.shape == (8, 3, 64, 64)
-    record = galiplib.clip_files.clip_record(tmp_path / "run" / "clip.safetensors")
+    record = galiplib.clip.files.clip_record(tmp_path / "run" / "clip.safetensors")
     assert 0 <= record["metrics"]["test"]["retrieval"]["image_to_text"] <= 1
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
-from galiplib import minibirds
+from galiplib.data import minibirds
+from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError, pixel_measure
 from galiplib.evaluation.pixels import lpips_measure
-from galiplib.training_data import to_images
 
 
 @pytest.fixture(scope="module")

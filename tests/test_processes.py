@@ -10,11 +10,11 @@ from launch import launch
 
 from galiplib import load_config, load_generator, sample
 from galiplib.augmentation import draw
+from galiplib.build import make_bridge
 from galiplib.config import ConfigError
-from galiplib.data_files import BadRow, DataError
-from galiplib.parts import make_bridge
-from galiplib.processes import Team, check_batch, together
-from galiplib.runs import Run
+from galiplib.data.data_files import BadRow, DataError
+from galiplib.distributed import Team, check_batch, together
+from galiplib.runs.run import Run
 from galiplib.training import Batch, Networks, Optimizers, train_step
 
 TINY = {

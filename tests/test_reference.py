@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import galiplib
-from galiplib import reference
-from galiplib.clip_bridge import CLIP
+from galiplib.checkpoints import published as reference
+from galiplib.checkpoints.loading import export_reference, load_discriminator, load_generator
+from galiplib.clip.bridge import CLIP
 from galiplib.config import build_config
 from galiplib.files import WeightsError
-from galiplib.loading import export_reference, load_discriminator, load_generator
-from galiplib.runs import Run
+from galiplib.runs.run import Run
 from galiplib.training import Networks
 
 SIZES = {"channels": 2, "code_channels": 4, "fusion_blocks": 2, "disc_channels": 6, "head_channels": 4}

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from galiplib import Run, WeightsError, batches, load_generator, sample
-from galiplib.animation import encode_animation, save_animation
-from galiplib.batches import read_captions, sample_file
-from galiplib.provenance import Origin, file_name, find_checkpoints, fingerprint, read_png, save_picture
-from galiplib.recipes import Recipe
-from galiplib.sampling import collect, interpolate, replay
-from galiplib.sheets import save_png, to_uint8
+from galiplib import Run, WeightsError, load_generator, sample
+from galiplib.images import save_png, to_uint8
+from galiplib.sampling import folder as batches
+from galiplib.sampling.animation import encode_animation, save_animation
+from galiplib.sampling.folder import read_captions, sample_file
+from galiplib.sampling.provenance import Origin, file_name, find_checkpoints, fingerprint, read_png, save_picture
+from galiplib.sampling.recipe import Recipe
+from galiplib.sampling.sample import collect, interpolate, replay
 
 RED, BLUE = "a red bird with black wings", "a blue bird in the snow"
 

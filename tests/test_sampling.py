@@ -10,11 +10,15 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.linalg import sqrtm
 
-from galiplib import checks, data_pictures, minibirds, plotting, recipes, sampling
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip, vocabulary_of
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import ModelConfig
-from galiplib.generator import Generator
+from galiplib.course import checks, plotting
+from galiplib.data import decoding as data_pictures
+from galiplib.data import minibirds
+from galiplib.sampling import recipe as recipes
+from galiplib.sampling import sample as sampling
+from galiplib.systems.galip import Generator
 
 GEOMETRY = dict(
     embed_dim=32,

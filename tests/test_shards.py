@@ -19,16 +19,16 @@ import pytest
 import torch
 import webdataset
 
-from galiplib import minibirds, shard_writing
-from galiplib.caption_cache import sentence_embeddings
+from galiplib.build import make_bridge, make_data
 from galiplib.config import ConfigError, load_config
-from galiplib.data_files import DataError
-from galiplib.datasets import open_dataset
-from galiplib.parts import make_bridge, make_data
-from galiplib.runs import Run
-from galiplib.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, make_shards, write_shards
-from galiplib.shards import open_shards, shuffled_rows
-from galiplib.training_data import TrainingData
+from galiplib.data import minibirds, shard_writing
+from galiplib.data.batches import TrainingData
+from galiplib.data.data_files import DataError
+from galiplib.data.datasets import open_dataset
+from galiplib.data.embeddings import sentence_embeddings
+from galiplib.data.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, make_shards, write_shards
+from galiplib.data.shards import open_shards, shuffled_rows
+from galiplib.runs.run import Run
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -280,7 +280,7 @@ def test_embeddings_are_those_of_each_caption_and_an_interrupted_pass_goes_on(co
     before = sentences[np.arange(600)]
     (path,) = (copy / "train" / "index").glob("captions-*.f32")
     path.unlink()
-    monkeypatch.setattr("galiplib.shards.ENCODED", 100)
+    monkeypatch.setattr("galiplib.data.shards.ENCODED", 100)
 
     def stop_after_two(windows):
         for done, start in enumerate(windows):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from galiplib import minibirds, sheets
+from galiplib import images as sheets
+from galiplib.data import minibirds
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,18 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from galiplib import augmentation, minibirds
-from galiplib.checkpoints import CheckpointError
+from galiplib import augmentation
+from galiplib.build import make_bridge
+from galiplib.checkpoints.loading import load_generator
+from galiplib.checkpoints.store import CheckpointError
 from galiplib.config import ConfigError, load_config
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
 from galiplib.files import WeightsError
-from galiplib.guards import Guard, TrainingFailed
-from galiplib.interrupts import Stopped
-from galiplib.loading import load_generator
-from galiplib.parts import make_bridge
-from galiplib.runs import Run
+from galiplib.runs.guards import Guard, TrainingFailed
+from galiplib.runs.interrupts import Stopped
+from galiplib.runs.run import Run
 from galiplib.training import Networks, Optimizers, train, train_step
-from galiplib.training_data import TrainingData
 
 EVERY = {"train.colour": 0.5, "train.cutout": 0.3, "train.shift": 2}  # all that is random in a step
 
@@ -266,7 +267,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_valid(opened, monkeypatch):
 
 def test_last_and_best_are_kept(opened, monkeypatch, tmp_path):
     distances = iter([9.0, 5.0, 7.0])
-    monkeypatch.setattr("galiplib.runs.Run._measure", lambda run: {"frechet_distance": next(distances)})
+    monkeypatch.setattr("galiplib.runs.run.Run._measure", lambda run: {"frechet_distance": next(distances)})
     run = opened(train__evaluate_every=2, train__checkpoint_every=1)
     list(run.train())
     assert [path.name for path in run.checkpoints.numbered()] == ["step_000006.pt", "step_000005.pt"]
@@ -341,7 +342,7 @@ def test_too_many_in_a_row_go_back_with_another_order_then_give_up(opened):
 def test_skipped_steps_go_back_to_the_newest_not_to_the_best(opened, monkeypatch):
     """A long run whose best evaluation is long past must not lose all since then for a few bad batches."""
     distances = iter([5.0, 9.0, 9.0])
-    monkeypatch.setattr("galiplib.runs.Run._measure", lambda run: {"frechet_distance": next(distances)})
+    monkeypatch.setattr("galiplib.runs.run.Run._measure", lambda run: {"frechet_distance": next(distances)})
     run = opened(train__evaluate_every=2, train__max_skipped=0, train__max_rollbacks=1)
     good = run.data.batch
 
@@ -370,7 +371,7 @@ def test_a_bad_evaluation_goes_back_to_the_best(opened, monkeypatch):
     def measured(run):
         return {"frechet_distance": distances[run.step + 1, run.guard.rollbacks]}
 
-    monkeypatch.setattr("galiplib.runs.Run._measure", measured)
+    monkeypatch.setattr("galiplib.runs.run.Run._measure", measured)
     first = run.data.batch(3, 4, run.config.train.seed)[0]
     with pytest.warns(UserWarning, match="distance of 35, more than 3 times the best one, 10 at step 2. Back to"):
         list(run.train())

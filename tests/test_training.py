@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from galiplib import minibirds
 from galiplib.augmentation import shift
+from galiplib.build import make_bridge
+from galiplib.checkpoints.loading import load_generator
 from galiplib.config import ConfigError
+from galiplib.data import minibirds
+from galiplib.data.batches import TrainingData
 from galiplib.files import WeightsError
-from galiplib.loading import load_generator
-from galiplib.parts import make_bridge
 from galiplib.precision import resolve_precision
-from galiplib.runs import Run
+from galiplib.runs.run import Run
 from galiplib.training import Networks, Optimizers, train
-from galiplib.training_data import TrainingData
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_run_from_before_a_key_came_does_not_change_unasked(tiny_config, tmp_p
 
 
 def test_evaluations_on_the_way(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("galiplib.runs.EVALUATED", 40)
+    monkeypatch.setattr("galiplib.runs.run.EVALUATED", 40)
     run = Run(tmp_path, tiny_config(train__max_steps=2, train__evaluate_every=1), progress=False)
     list(run.train())
     assert [line["step"] for line in run.evaluations()] == [1, 2]

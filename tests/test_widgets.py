@@ -15,14 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from galiplib import Run, load_generator, minibirds, panel_drawings, widgets
-from galiplib.clip_bridge import ClipBridge
-from galiplib.clip_training import new_clip, vocabulary_of
+from galiplib import Run, load_generator
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import ModelConfig
-from galiplib.generator import Generator
-from galiplib.panel_jobs import Jobs
-from galiplib.sampling import replay, sample
-from galiplib.sheets import to_uint8
+from galiplib.data import minibirds
+from galiplib.images import to_uint8
+from galiplib.panel import results as panel_drawings
+from galiplib.panel import sampler as widgets
+from galiplib.panel.jobs import Jobs
+from galiplib.sampling.sample import replay, sample
+from galiplib.systems.galip import Generator
 
 GEOMETRY = dict(
     embed_dim=32,

@@ -5,13 +5,12 @@ pictures (`metrics`, `frechet`, `pixels`, `given`), so that all of it runs offli
 """
 
 from .comparison import Comparison, compare
-from .drawing import BATCH, Plan, evaluating, generate, noise_of, plan
+from .evaluate import Evaluation, distance_of, evaluate, measure_folder, measure_generator
 from .features import Extractor, extractor
 from .folders import evaluate_folder, list_pictures, read_pictures
 from .frechet import Frechet, Moments, Statistics, frechet_distance, frechet_floor, frechet_of, halves, statistics_of
 from .given import Accuracy, as_asked, caption_accuracy, clip_similarity, judge_features
-from .measure import Evaluation, distance_of, evaluate, measure_folder, measure_generator
-from .metrics import (
+from .measures import (
     Measured,
     clip_score,
     cosines,
@@ -24,6 +23,7 @@ from .metrics import (
     share_of,
 )
 from .pixels import PixelMeasure, pixel_measure
+from .protocol import BATCH, Plan, evaluating, generate, noise_of, plan
 from .ranges import EvaluationError, to_range
 from .statistics_files import load_statistics, real_statistics, save_statistics
 

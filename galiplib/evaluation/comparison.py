@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..clip_bridge import CLIP
+from ..build import held_out_splits, make_data
+from ..checkpoints.loading import load_generator
+from ..clip.bridge import CLIP
 from ..config import Config, load_config
+from ..course.comparison_figure import draw_comparison
 from ..files import write_atomically, write_json
-from ..loading import load_generator
-from ..parts import held_out_splits, make_data
-from .figure import draw_comparison
-from .measure import measure_generator
+from .evaluate import measure_generator
 from .ranges import EvaluationError
 
 REAL, QUOTED = "real pictures", "quoted"

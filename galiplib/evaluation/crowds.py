@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .frechet import Moments, frechet_of
-from .metrics import Measured, jackknife
+from .measures import Measured, jackknife
 from .ranges import EvaluationError
 
 GROUPS = 10  # of real pictures, for halves and for standard errors

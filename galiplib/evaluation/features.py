@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..clip_bridge import ClipBridge
+from ..clip.bridge import ClipBridge
 from ..files import load_torch
-from ..judge import Judge
+from .judge import Judge
 from .ranges import EvaluationError, to_range
 
 INCEPTION_URL = (

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..clip_bridge import ClipBridge
-from ..judge import JUDGED, Judge
-from ..training_data import Source, to_images
+from ..clip.bridge import ClipBridge
+from ..data.batches import Source, to_images
 from .crowds import GROUPS, Names, halved_distance
-from .drawing import BATCH, embed_captions, evaluating
 from .features import Extractor
 from .frechet import Moments, frechet_of
 from .given import as_asked
-from .looking import KEPT, Eyes
-from .metrics import cosines, kernel_distance, precision_recall, share_of
+from .judge import JUDGED, Judge
+from .measures import cosines, kernel_distance, precision_recall, share_of
+from .passes import KEPT, Eyes
+from .protocol import BATCH, embed_captions, evaluating
 from .ranges import EvaluationError
 from .rows import Rows
 
@@ -76,8 +76,13 @@ def read_pictures(paths: Sequence[Path]) -> np.ndarray:
 
 
 def evaluate_folder(
-    folder: str | Path, data: Source, look: Extractor, bridge: ClipBridge, judge: Judge | None = None,
-    batch_size: int = BATCH, progress: bool = True,
+    folder: str | Path,
+    data: Source,
+    look: Extractor,
+    bridge: ClipBridge,
+    judge: Judge | None = None,
+    batch_size: int = BATCH,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Measure the pictures in a folder against all real ones of a split, each once.
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import minibirds
-from ..clip_bridge import ClipBridge
-from ..judge import JUDGED, Judge
-from .drawing import BATCH, embed_captions, evaluating
-from .metrics import cosines, share_of
+from ..clip.bridge import ClipBridge
+from ..data import minibirds
+from .judge import JUDGED, Judge
+from .measures import cosines, share_of
+from .protocol import BATCH, embed_captions, evaluating
 from .ranges import EvaluationError, to_range
 
 
@@ -22,7 +22,6 @@ class Accuracy(NamedTuple):
 
     value: float
     count: int
-
 
 
 def judge_features(judge: Judge, images: Tensor, batch_size: int = BATCH) -> Tensor:
@@ -63,9 +62,7 @@ def as_asked(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[st
     return {n: (found[n] == wanted[n]).double().masked_fill(wanted[n] < 0, math.nan) for n in JUDGED}
 
 
-def clip_similarity(
-    bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH
-) -> float:
+def clip_similarity(bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH) -> float:
     """Mean cosine of CLIP's embeddings of images (N, 3, H, W) in [-1, 1] and of their N captions.
 
     In the bridge's input convention; CLIPScore is 2.5 times it, cut at zero, in CLIP's own.

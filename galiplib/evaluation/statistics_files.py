@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data.batches import Source, to_images
 from ..files import write_atomically
-from ..training_data import Source, to_images
 from .features import Extractor
 from .frechet import Moments, Statistics
 from .ranges import EvaluationError
@@ -27,7 +27,11 @@ FOLDER = Path("data") / "statistics"
 
 
 def real_statistics(
-    data: Source, look: Extractor, note: dict[str, Any], path: str | Path | None = None, batch_size: int = 100,
+    data: Source,
+    look: Extractor,
+    note: dict[str, Any],
+    path: str | Path | None = None,
+    batch_size: int = 100,
     progress: bool = True,
 ) -> Statistics:
     """Statistics of every picture of a split, once, from a file; the file is made where it is missing.

@@ -1,0 +1,1 @@
+"""Training states and generators on disk: ours and the authors'."""

@@ -1,0 +1,256 @@
+"""The checkpoint format of GALIP's and RATLIP's authors: reading it into our networks, and writing it back.
+
+`torch.save({"model": {"netG": ..., "netD": ..., "netC": ...}, "optimizers": {"optimizer_G": ..., "optimizer_D": ...},
+"epoch": n})`; saved under DDP, every name starts with `module.`. netG holds the blocks of the frozen CLIP vision tower;
+netD holds shortcuts (`DBlocks.*.conv_s`) that no computation uses, kept here so that what was read can be written back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..clip.bridge import CLIP, ClipBridge
+from ..config import Config, build_config
+from ..files import WeightsError, fit, load_torch, write_atomically
+from ..systems.discriminator import ConditionalHead, FeatureDiscriminator
+from ..systems.galip import REFERENCE_SIZES, Generator
+from .published_names import TOWER, UNUSED, their_order, to_ours, to_theirs
+
+# ---------------------------------------------------------------- reading
+
+
+@dataclass
+class Published:
+    """Networks from the authors' file, or to be written as one.
+
+    Attributes:
+        bridge: the CLIP around them, in the reference convention.
+        generator, discriminator, head: in eval mode, fp32; discriminator and head are None if the file has no netD.
+        unused: their names -> tensors that no computation uses.
+        epoch: epochs trained.
+        optimizers: their optimizers' state dicts, as found.
+    """
+
+    config: Config
+    bridge: ClipBridge
+    generator: Generator
+    discriminator: FeatureDiscriminator | None = None
+    head: ConditionalHead | None = None
+    unused: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    optimizers: dict[str, Any] = field(default_factory=dict)
+
+
+def is_reference(content: Any) -> bool:
+    """Whether what `torch.load` gave is a checkpoint in the authors' format."""
+    return isinstance(content, dict) and isinstance(content.get("model"), dict) and "netG" in content["model"]
+
+
+def import_reference(
+    path: str | Path, clip_model: CLIP | None = None, device: str | torch.device = "cpu", content: Any = None
+) -> Published:
+    """The networks of a checkpoint in the authors' format (`state_epoch_*.pth`), from one GPU or under DDP.
+
+    Args:
+        clip_model: the CLIP it was trained with (the authors': ViT-B/32). Without one, the generator runs with the
+            tower in the file, but there is no text encoder: sentence embeddings are the caller's.
+        content: the file's content, if it has been read already.
+
+    Raises:
+        WeightsError: for a file that is missing, damaged, unsafe or of another format, names or shapes that do not
+            fit, or a CLIP of another geometry.
+    """
+    content = load_torch(path) if content is None else content
+    if not is_reference(content):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        wanted = '{"model": {"netG": ...}}'
+        raise WeightsError(f"{path} is no checkpoint of GALIP's or RATLIP's authors: {wanted} expected, {found} found")
+    states = {network: _stripped(path, network, state) for network, state in content["model"].items()}
+    tower = {name[len(TOWER) :]: tensor for name, tensor in states["netG"].items() if name.startswith(TOWER)}
+    config = _configuration(path, states)
+    model = _clip_with(path, tower, states["netG"], clip_model, config.model.noise_dim)
+    bridge = ClipBridge(model, "reference").to(device)
+    found = Published(config, bridge, Generator(bridge, config.model), epoch=int(content.get("epoch", 0)))
+    found.optimizers = content.get("optimizers", {})
+    ours = {to_ours("netG", n): t for n, t in states["netG"].items() if not n.startswith(TOWER)}
+    fit(found.generator, ours, f"netG of {path}")
+    if "netD" in states and "netC" in states:
+        found.discriminator = FeatureDiscriminator(bridge, config.model)
+        found.head = ConditionalHead(bridge, config.model)
+        found.unused = {n: t for n, t in states["netD"].items() if UNUSED.match(n)}
+        used = {to_ours("netD", n): t for n, t in states["netD"].items() if n not in found.unused}
+        fit(found.discriminator, used, f"netD of {path}")
+        fit(found.head, {to_ours("netC", n): t for n, t in states["netC"].items()}, f"netC of {path}")
+    for module in (found.generator, found.discriminator, found.head):
+        if module is not None:
+            module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return found
+
+
+def _stripped(path: str | Path, network: str, state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{network} of {path} is no state dict (name -> tensor)")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Config:
+    """The networks' geometry, read from the shapes."""
+    netG = states["netG"]
+    try:
+        blocks = 1 + max(int(name.split(".")[1]) for name in netG if name.startswith("GBlocks."))
+        model = {
+            "channels": netG["to_rgb.1.weight"].shape[1],
+            "noise_dim": netG["fc_code.weight"].shape[1],
+            "code_channels": netG["mapping.conv_fuse.weight"].shape[1],
+            "fusion_blocks": 1 + max(int(n.split(".")[2]) for n in netG if n.startswith("mapping.FBlocks.")),
+            "conditioning": "recurrent-reference" if any(".affine0.rnn." in name for name in netG) else "affine",
+            "attention": any(".c1.conv." in name for name in netG),
+        }
+        if "netD" in states and "netC" in states:
+            model["disc_channels"] = states["netD"]["main.conv_r.2.weight"].shape[0]
+            model["head_channels"] = states["netC"]["joint_conv.0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(f"{path} lacks {error}, which every GALIP and RATLIP of the authors has") from None
+    if blocks != len(REFERENCE_SIZES):
+        raise WeightsError(f"netG of {path} has {blocks} GBlocks; the published generator has {len(REFERENCE_SIZES)}")
+    return build_config(
+        {"profile": "reference", "clip": {"name": "ViT-B/32", "convention": "reference"}, "model": model,
+         "train": {"recipe": "paper"}}
+    )  # fmt: skip
+
+
+def _clip_with(
+    path: str | Path, tower: dict[str, Tensor], netG: dict[str, Tensor], clip_model: CLIP | None, noise_dim: int
+) -> CLIP:
+    """The CLIP around a file's frozen tower: the given one, with the file's tower where they differ."""
+    try:
+        width, patch = tower["conv1.weight"].shape[0], tower["conv1.weight"].shape[-1]
+        grid = round((len(tower["positional_embedding"]) - 1) ** 0.5)
+    except KeyError as error:
+        raise WeightsError(f"netG of {path} lacks {TOWER}{error.args[0]}, a part of its frozen CLIP") from None
+    layers = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
+    embed_dim = netG["mapping.fc_prompt.weight"].shape[1] - noise_dim
+    found = (width, layers, patch, grid, embed_dim)
+    if clip_model is None:
+        model = CLIP(embed_dim, patch * grid, layers, width, patch, 1, 1, 64, 1, 1).float()
+        model.mapper_only = True
+    else:
+        given = ClipBridge(clip_model)
+        theirs = (given.width, given.layers, given.patch_size, given.grid, given.embed_dim)
+        if theirs != found:
+            raise WeightsError(
+                f"{path} was trained with another CLIP than the given one: (width, layers, patch, grid, embedding) "
+                f"{found} in the file, {theirs} given; GALIP's own is ViT-B/32, (768, 12, 32, 7, 512)"
+            )
+        own = clip_model.visual.state_dict()
+        unlike = [n for n, t in tower.items() if n not in own or not torch.equal(own[n].cpu().float(), t.float())]
+        if not unlike:
+            return clip_model
+        if not all(n in own and torch.allclose(own[n].cpu().float(), tower[n].float(), 1e-2, 1e-3) for n in unlike):
+            warnings.warn(f"the frozen CLIP in {path} is not the given one ({unlike[0]}, ...): the file's is used "
+                          "inside the generator", stacklevel=4)  # fmt: skip
+        model = CLIP(embed_dim, patch * grid, layers, width, patch, clip_model.context_length, clip_model.vocab_size,
+                     clip_model.ln_final.weight.shape[0], clip_model.transformer.resblocks[0].attn.num_heads,
+                     clip_model.transformer.layers).float()  # fmt: skip
+        model.load_state_dict(clip_model.state_dict())
+        model.vocabulary = getattr(clip_model, "vocabulary", None)
+    rest = {n: t for n, t in model.visual.state_dict().items() if n.startswith("ln_post") or n == "proj"}
+    fit(model.visual, {**rest, **tower}, f"the CLIP in {path}")
+    return model
+
+
+# ---------------------------------------------------------------- writing
+
+# (conditioning, attention) of GALIP and of RATLIP
+THEIR_VARIANTS = (("affine", False), ("recurrent-reference", True))
+
+
+def their_optimizers(networks: Published, generator: dict[str, Any], discriminator: dict[str, Any]) -> dict[str, Any]:
+    """State dicts of our two Adams -> theirs, which number all parameters of netG, and of netD and netC, in order.
+
+    Theirs also hold the frozen tower and the unused shortcuts, without a state, as Adam leaves what has no gradient.
+    """
+    tower = [TOWER + name for name in _tower(networks.bridge)]
+    unused = networks.unused or _made_up(networks.discriminator)
+    ours_g = [to_theirs("netG", name) for name, _ in networks.generator.named_parameters()]
+    ours_d = [to_theirs("netD", name) for name, _ in networks.discriminator.named_parameters()]
+    ours_c = [to_theirs("netC", name) for name, _ in networks.head.named_parameters()]
+    return {
+        "optimizer_G": _renumbered(generator, ours_g, _sorted("netG", [*ours_g, *tower])),
+        "optimizer_D": _renumbered(
+            discriminator, ours_d + ours_c, _sorted("netD", [*ours_d, *unused]) + _sorted("netC", ours_c)
+        ),
+    }
+
+
+def _renumbered(state: dict[str, Any], ours: list[str], theirs: list[str]) -> dict[str, Any]:
+    number = {name: index for index, name in enumerate(theirs)}
+    (group,) = state["param_groups"]
+    return {
+        "state": {number[name]: state["state"][i] for i, name in enumerate(ours) if i in state["state"]},
+        "param_groups": [{**group, "params": list(range(len(theirs)))}],
+    }
+
+
+def _sorted(network: str, names: list[str]) -> list[str]:
+    return sorted(names, key=lambda name: their_order(network, name))
+
+
+def _tower(bridge: ClipBridge) -> dict[str, Tensor]:
+    """The part of the frozen CLIP that netG holds."""
+    visual = bridge.model.visual.state_dict()
+    return {name: t.float() for name, t in visual.items() if not name.startswith("ln_post") and name != "proj"}
+
+
+def export_reference(networks: Published, path: str | Path) -> None:
+    """Write networks as a checkpoint in the authors' format, so that GALIP's or RATLIP's code can load our training.
+
+    Raises:
+        WeightsError: for networks whose function their code can't compute.
+    """
+    model = networks.config.model
+    if model.smooth_shortcut or model.image_size != "reference":
+        raise WeightsError(
+            f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}: the authors' "
+            "code knows only smooth_shortcut false and image_size 'reference'"
+        )
+    if (model.conditioning, model.attention) not in THEIR_VARIANTS:
+        raise WeightsError(
+            f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
+            "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"
+        )
+    if networks.discriminator is None or networks.head is None:
+        raise WeightsError("the authors' format holds a discriminator too: train or import one with it")
+    tower = {TOWER + name: tensor for name, tensor in _tower(networks.bridge).items()}
+    unused = networks.unused or _made_up(networks.discriminator)
+    state = {
+        "model": {
+            "netG": _theirs("netG", networks.generator, tower),
+            "netD": _theirs("netD", networks.discriminator, unused),
+            "netC": _theirs("netC", networks.head, {}),
+        },
+        "optimizers": networks.optimizers,
+        "epoch": networks.epoch,
+    }
+    write_atomically(path, lambda stream: torch.save(state, stream))
+
+
+def _theirs(network: str, module: nn.Module, others: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {to_theirs(network, name): tensor for name, tensor in module.state_dict().items()} | others
+    return {name: tensors[name].detach().cpu().contiguous() for name in _sorted(network, list(tensors))}
+
+
+def _made_up(discriminator: FeatureDiscriminator) -> dict[str, Tensor]:
+    """Zeros for the shortcuts that their discriminator has and does not use."""
+    width = discriminator.reduce.residual[0].in_channels
+    return {
+        f"DBlocks.{index}.conv_s.{name}": torch.zeros(shape)
+        for index in range(len(discriminator.collect))
+        for name, shape in (("weight", (width, width, 1, 1)), ("bias", (width,)))
+    }

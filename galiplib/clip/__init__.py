@@ -1,0 +1,1 @@
+"""CLIP: the one door to it, its files, and training small ones."""

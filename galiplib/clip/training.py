@@ -1,0 +1,326 @@
+"""Training a small CLIP on two cores, and measuring what it has understood.
+
+The loss is CLIP's contrastive one (Radford et al., 2021, fig. 3) plus a start-up aid from before CLIP: both towers also
+predict the word pairs of the captions ("red wings", "blue belly") through one shared linear layer (Joulin et al., 2016,
+"Learning Visual Features from Large Weakly Supervised Data"; Li et al., 2017, "Learning Visual N-Grams from Web Data").
+A contrastive loss alone first learns bags of colours: swapping "red wings, blue belly" for "blue wings, red belly" goes
+unnoticed for a thousand steps, since neither tower gains by binding colours to parts before the other does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..config import ClipConfig, Config, DataConfig
+from ..data import minibirds
+from ..data.batches import CaptionIndex, Source, to_images
+from ..files import load_torch, write_atomically
+from ..precision import autocast
+from .bridge import CLIP, ClipBridge, bpe_tokenizer
+from .files import save_clip
+
+WARM_UP_STEPS = 50
+SAVED_EVERY = 50  # steps that an interruption costs at most
+PAIRS = 256  # word pairs that the start-up aid predicts, the most frequent ones
+POSITION_SCALE = 0.5  # CLIP's own 0.09 hides a patch's place behind its content, and binding takes twice as long
+TOKEN_SCALE = 0.1
+
+
+def vocabulary_of(captions: list[str]) -> list[int]:
+    """The sorted BPE ids that occur in the captions, with the start and end marks (the highest ids) last."""
+    tokenizer = bpe_tokenizer()
+    used = {piece for text in set(captions) for piece in tokenizer.encode(text)}
+    return sorted(used | {tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]})
+
+
+def clip_geometry(config: ClipConfig, data: DataConfig) -> dict[str, int]:
+    """The small CLIP's arguments for `clip.model.CLIP`, except its vocabulary."""
+    return {
+        "embed_dim": config.embed_dim,
+        "image_resolution": data.image_size,
+        "vision_layers": config.layers,
+        "vision_width": config.width,
+        "vision_patch_size": config.patch_size,
+        "context_length": config.context_length,
+        "transformer_width": config.text_width,
+        "transformer_heads": config.text_width // 32,
+        "transformer_layers": config.text_layers,
+    }
+
+
+def new_clip(geometry: dict[str, int], vocabulary: list[int]) -> CLIP:
+    """An untrained `clip.model.CLIP` in fp32 whose token ids are the positions in `vocabulary`."""
+    model = CLIP(vocab_size=len(vocabulary), **geometry).float()
+    model.vocabulary = list(vocabulary)
+    nn.init.normal_(model.visual.positional_embedding, std=POSITION_SCALE)
+    nn.init.normal_(model.positional_embedding, std=TOKEN_SCALE)
+    nn.init.normal_(model.token_embedding.weight, std=TOKEN_SCALE)
+    return model
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """Embeddings (B, E) of B matching pairs, inverse temperature -> scalar: cross-entropy both ways, averaged."""
+    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def word_pair_targets(index: CaptionIndex) -> tuple[list[str], Tensor, Tensor]:
+    """What the start-up aid predicts.
+
+    Returns:
+        the word pairs; for every caption of `index.texts` (U, pairs) and for every image (N, pairs): a distribution
+        over its word pairs, rare ones weighted more (by -log of the share of images that have them).
+    """
+    words = [re.findall(r"[^\W\d_]+", text.lower()) for text in index.texts]
+    pairs_of = [set(zip(w, w[1:], strict=False)) for w in words]
+    counts = Counter(pair for pairs in pairs_of for pair in sorted(pairs))
+    pairs = [pair for pair, _ in counts.most_common(PAIRS)]
+    place = {pair: i for i, pair in enumerate(pairs)}
+    of_text = torch.zeros(len(words), len(pairs))
+    for row, found in zip(of_text, pairs_of, strict=True):
+        row[[place[pair] for pair in found if pair in place]] = 1
+    of_image = torch.stack([of_text[torch.from_numpy(places)].amax(0) for places in index.choices])
+    weight = -of_image.mean(0).clamp(1e-4, 1).log()
+
+    def distribution(marks: Tensor) -> Tensor:
+        return marks * weight / (marks * weight).sum(-1, keepdim=True).clamp_min(1e-6)
+
+    return [" ".join(pair) for pair in pairs], distribution(of_text), distribution(of_image)
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """One training step: its number, the contrastive and the word-pair loss, and the inverse temperature."""
+
+    step: int
+    contrastive: float
+    word_pairs: float
+    scale: float
+
+
+class ClipTraining:
+    """A small CLIP in training: `bridge.model`, made with `trainable=True`, on a data set.
+
+    Every step: a random caption of each of `config.batch_size` random images; AdamW, warm-up, cosine to zero.
+
+    Attributes:
+        step: how many are done.
+    """
+
+    def __init__(self, bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0) -> None:
+        self.bridge, self.data, self.config, self.step = bridge, data, config, 0
+        self.device = bridge.pixel_mean.device
+        self.random = np.random.default_rng(seed)
+        self.index = CaptionIndex(data.captions)
+        pairs, of_text, of_image = word_pair_targets(self.index)
+        self.of_text, self.of_image = of_text.to(self.device), of_image.to(self.device)
+        self.tokens = bridge.tokenize(self.index.texts).to(self.device)
+        self.pair_head = nn.Linear(bridge.embed_dim, len(pairs)).to(self.device)
+        self.parameters = [*bridge.model.parameters(), *self.pair_head.parameters()]
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+        warm_up = min(WARM_UP_STEPS, max(1, config.max_steps // 4))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.max_steps)),
+        )
+
+    def advance(self) -> ClipReport:
+        """One step."""
+        bridge, random = self.bridge, self.random
+        pixels, rows = self.data.pixels(random.integers(len(self.data), size=self.config.batch_size), random)
+        chosen = torch.from_numpy(self.index.draw(rows, random)).to(self.device)
+        with autocast(self.config.precision, self.device):
+            _, image = bridge.encode_image(to_images(pixels).to(self.device))
+            text = bridge.encode_text(self.tokens[chosen])
+        image, text = image.float(), text.float()  # (B, E), (B, E)
+        scale = bridge.model.logit_scale.exp().clamp(max=100)
+        contrastive = contrastive_loss(image, text, scale)
+        word_pairs = F.cross_entropy(self.pair_head(image), self.of_image[torch.from_numpy(rows).to(self.device)])
+        word_pairs = word_pairs + F.cross_entropy(self.pair_head(text), self.of_text[chosen])
+        self.optimizer.zero_grad(set_to_none=True)
+        (contrastive + word_pairs).backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return ClipReport(self.step, contrastive.item(), word_pairs.item(), scale.item())
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {
+            "step": self.step,
+            "model": self.bridge.model.state_dict(),
+            "pair_head": self.pair_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": json.dumps(self.random.bit_generator.state),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of the same configuration and data; raises as `load_state_dict` does."""
+        self.bridge.model.load_state_dict(state["model"])
+        self.pair_head.load_state_dict(state["pair_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.random.bit_generator.state = json.loads(state["random"])
+        self.step = state["step"]
+
+
+def train_clip(bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0) -> Iterator[ClipReport]:
+    """The whole training (`ClipTraining`), a step a report."""
+    training = ClipTraining(bridge, data, config, seed)
+    while training.step < config.max_steps:
+        yield training.advance()
+
+
+def learn_clip(
+    config: Config,
+    train: Source,
+    held_out: Mapping[str, Source],
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    **record: Any,
+) -> dict[str, Any]:
+    """Train a small CLIP on a data set, measure it as it is stored (fp16), write it -> its record.
+
+    An interrupted training goes on from `<path>.part`, written every 50 steps.
+
+    Args:
+        held_out: splits to measure it on.
+        record: more for the record (a command, say).
+    """
+    torch.manual_seed(config.train.seed)
+    geometry = clip_geometry(config.clip, config.data)
+    vocabulary = vocabulary_of([text for texts in train.captions for text in texts])
+    bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
+    training = ClipTraining(bridge, train, config.clip, config.train.seed)
+    part, seconds = Path(f"{path}.part"), 0.0
+    key = json.dumps([config.clip.model_dump(), config.data.model_dump(), config.train.seed, vocabulary])
+    if part.is_file() and (kept := load_torch(part))["key"] == key:
+        training.restore(kept["training"])
+        seconds = kept["seconds"]
+    with tqdm(
+        total=config.clip.max_steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1
+    ) as bar:
+        while training.step < config.clip.max_steps:
+            started = time.perf_counter()
+            report = training.advance()
+            seconds += time.perf_counter() - started
+            if training.step % SAVED_EVERY == 0:
+                state = {"key": key, "training": training.state(), "seconds": seconds}
+                write_atomically(part, lambda stream, state=state: torch.save(state, stream))
+            bar.set_postfix(
+                contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False
+            )
+            bar.update()
+    stored = ClipBridge(bridge.model.half().float())
+    record = {
+        **record,
+        "seed": config.train.seed,
+        "data": config.data.model_dump(),
+        "clip": config.clip.model_dump(),
+        "steps": config.clip.max_steps,
+        "seconds": round(seconds),
+        "metrics": {split: measure(stored, data) for split, data in held_out.items()},
+        "torch": torch.__version__,
+    }
+    save_clip(path, stored.model, geometry, record)
+    part.unlink(missing_ok=True)
+    return record
+
+
+# ---------------------------------------------------------------- what it has understood
+
+MEASURED = 1000  # photographs that a measurement looks at
+
+PROMPTS = {
+    "body": [f"a {colour} bird" for colour in minibirds.COLOURS],
+    "wing": [f"this bird has {colour} wings" for colour in minibirds.COLOURS],
+    "belly": [f"this bird has a {colour} belly" for colour in minibirds.COLOURS],
+    "background": [f"a bird {phrase}" for phrase in minibirds.PLACES.values()],
+}
+
+
+@torch.no_grad()
+def image_embeddings(bridge: ClipBridge, pixels: np.ndarray, batch_size: int = 250) -> Tensor:
+    """(N, H, W, 3) uint8 -> normalised embeddings (N, E)."""
+    device = bridge.pixel_mean.device
+    parts = [
+        bridge.encode_image(to_images(pixels[i : i + batch_size]).to(device))[1]
+        for i in range(0, len(pixels), batch_size)
+    ]
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def text_embeddings(bridge: ClipBridge, captions: list[str], batch_size: int = 500) -> Tensor:
+    """N captions -> normalised embeddings (N, E)."""
+    tokens = bridge.tokenize(captions).to(bridge.pixel_mean.device)
+    return F.normalize(torch.cat([bridge.encode_text(part) for part in tokens.split(batch_size)]), dim=-1)
+
+
+def retrieval(image: Tensor, text: Tensor, candidates: int = 100) -> float:
+    """Normalised embeddings (N, E) of pictures and of their captions -> how often a picture's own fits best.
+
+    Among those of `candidates` pictures, in the order given; chance is 1 / candidates.
+    """
+    hits = [
+        (i @ t.T).argmax(1) == torch.arange(len(i), device=i.device)
+        for i, t in zip(image.split(candidates), text.split(candidates), strict=True)
+    ]
+    return torch.cat(hits).float().mean().item()
+
+
+def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str, dict[str, float]]:
+    """What a CLIP knows of pictures it has not seen.
+
+    Returns:
+        `retrieval`: see there; of mini birds with the caption that names all, of photographs with the first one.
+        Of mini birds also `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings",
+        ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
+        fits best.
+    """
+    if not isinstance(data, minibirds.MiniBirds):
+        count = min(MEASURED, len(data))
+        chosen = np.random.default_rng(0).permutation(len(data))[:count]  # neighbours in a data set are alike
+        pixels, rows = data.pixels(chosen)
+        text = text_embeddings(bridge, [data.captions[row][0] for row in rows])
+        return {"retrieval": {"image_to_text": retrieval(image_embeddings(bridge, pixels), text, candidates)}}
+    image = image_embeddings(bridge, data.images)
+    column = list(minibirds.ATTRIBUTES).index
+    prompt, counterfactual = {}, {}
+    for attribute, prompts in PROMPTS.items():
+        truth = torch.from_numpy(data.labels[:, column(attribute)]).to(image.device)
+        best = (image @ text_embeddings(bridge, [minibirds.with_articles(p) for p in prompts]).T).argmax(1)
+        prompt[attribute] = (best == truth).float().mean().item()
+        if attribute != "background":
+            swaps = [c for texts in data.captions for c in minibirds.counterfactuals(texts[0], attribute)]
+            text = text_embeddings(bridge, swaps).view(len(data), len(minibirds.COLOURS), -1)  # (N, 10, E)
+            best = (text * image[:, None]).sum(-1).argmax(1)
+            counterfactual[attribute] = (best == truth).float().mean().item()
+    full = text_embeddings(bridge, [texts[2] for texts in data.captions])
+    return {
+        "prompt": prompt,
+        "counterfactual": counterfactual,
+        "retrieval": {"image_to_text": retrieval(image, full, candidates)},
+    }

@@ -1,0 +1,1 @@
+"""What the notebooks need and the GAN does not: runner, checkers of exercises, figures."""

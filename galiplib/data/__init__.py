@@ -1,0 +1,1 @@
+"""Pictures with captions: drawn birds, photographs, shards; batches of them."""

@@ -1,0 +1,200 @@
+"""What the training loop draws its batches from: pictures of any data set, captions as embeddings."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..clip.bridge import ClipBridge
+from .data_files import DataError
+from .disk_rows import Table
+from .embeddings import DEFAULT_FOLDER, digest_of, sentence_embeddings, unique_captions
+from .shards import Shards, shuffled_rows
+
+DRAWS = 3  # random numbers that a picture takes: where it is cropped, across and down, and whether it is flipped
+
+
+class Source(Protocol):
+    """A split of a data set: `minibirds.MiniBirds`, photographs (`data_photos.Photos`) or `shards.Shards`."""
+
+    captions: Sequence[list[str]]
+
+    def __len__(self) -> int: ...
+
+    def pixels(
+        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (B,) -> pictures (B, S, S, 3) uint8, and the rows they show.
+
+        `random` draws crops and flips, `DRAWS` numbers a picture in their order, or nothing.
+        """
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class CaptionIndex:
+    """The different captions of a data set, and which of them each picture has.
+
+    Attributes:
+        texts: every caption once.
+        choices: for each picture, its captions' places in `texts`.
+    """
+
+    def __init__(self, captions: list[list[str]]) -> None:
+        self.texts = unique_captions(captions)
+        position = {text: index for index, text in enumerate(self.texts)}
+        self.choices = [np.array([position[text] for text in texts]) for texts in captions]
+        self.counts = np.array([len(places) for places in self.choices])
+
+    def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A random caption of each row -> places in `texts` (B,)."""
+        picks = random.integers(self.counts[rows])
+        return np.array([self.choices[row][pick] for row, pick in zip(rows, picks, strict=True)])
+
+
+@lru_cache(2)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def permuted_rows(count: int, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+    """The rows at places `start` up to `stop` of an epoch over `count` rows: every epoch is a new permutation."""
+    return _permutation(count, seed, epoch)[start:stop]
+
+
+class BatchReader(Dataset):
+    """What each step's batch shows: a function of the step and of what is given here, and of nothing else.
+
+    Args:
+        index: draws a caption of each row.
+        sentences: the embeddings of all captions (U, E).
+        size: pictures of the whole batch.
+        seed: of the order of the rows, crops, flips and captions.
+        part: the pictures of it that are read.
+    """
+
+    def __init__(
+        self, source: Source, index: CaptionIndex | Shards, sentences: np.ndarray | Table, size: int, seed: int,
+        part: slice,
+    ) -> None:  # fmt: skip
+        self.source, self.index, self.sentences = source, index, sentences
+        self.size, self.seed, self.part = size, seed, part
+        self.rows = shuffled_rows if isinstance(source, Shards) else permuted_rows
+
+    def read(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures of the part (b, S, S, 3) uint8; embeddings of the whole batch's captions (B, E)."""
+        epoch, place = divmod(step - 1, len(self.source) // self.size)
+        start = place * self.size
+        rows = self.rows(len(self.source), self.seed, epoch, start, start + self.size).copy()
+        random = np.random.default_rng((self.seed, 4, step))
+        random.bit_generator.advance(DRAWS * self.part.start)  # past the pictures before
+        pixels, rows[self.part] = self.source.pixels(rows[self.part], random)
+        places = self.index.draw(rows, np.random.default_rng((self.seed, 1, step)))
+        return pixels, np.asarray(self.sentences[places])
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray] | DataError:
+        """The same in a worker process, where an error is handed over, not raised: it would come as a traceback."""
+        try:
+            return self.read(step)
+        except DataError as error:
+            return DataError(str(error))
+
+    def ahead(self, step: int, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray] | DataError]:
+        """The batches of this step and of all that follow, read by so many processes."""
+        steps = itertools.count(step)
+        return iter(
+            DataLoader(self, None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_calm)
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _calm(worker: int) -> None:
+    """Leave Ctrl-C to the training process, which ends its step first, and end on SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class TrainingData:
+    """Real pictures, and their captions as embeddings, through CLIP once and then kept.
+
+    A batch is a function of step, size and seed: no position has to be saved for a run to go on exactly, and every
+    process of several can have its part of any batch.
+
+    Args:
+        bridge: the frozen CLIP.
+        source: pictures and captions.
+        name: stores the embeddings under `folder`, memory-mapped (`caption_cache`); None keeps them in memory. Shards
+            have theirs beside their index, whatever the name.
+        progress: wraps the passes of the captions through CLIP (a tqdm, say).
+        workers: processes that read the pictures of the coming steps; 0: they are read when asked for.
+    """
+
+    def __init__(
+        self, bridge: ClipBridge, source: Source, name: str | None = None, folder: str | Path = DEFAULT_FOLDER,
+        progress=iter, workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.device = bridge.pixel_mean.device
+        self.source, self.workers = source, workers
+        self._next: tuple[int, BatchReader, Iterator] | None = None  # what the workers are at
+        if isinstance(source, Shards):
+            self.index, self.sentences = source, source.sentences(bridge, progress)
+        else:
+            self.index = CaptionIndex(source.captions)
+            self.sentences = sentence_embeddings(bridge, self.index.texts, name, folder, progress)  # (U, E)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all captions."""
+        return self.source.index.digest if isinstance(self.source, Shards) else digest_of(self.index.texts)
+
+    def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
+        """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
+
+        Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do.
+
+        Args:
+            size: B, of the whole batch.
+            part: of a training in several processes, the pictures that this one wants: `slice(first, last)`. The
+                embeddings are the whole batch's all the same, for the mismatched captions.
+
+        Raises:
+            ValueError: if the batch is larger than the data set.
+            DataError: if shards can't be read, or no picture at all can be decoded.
+        """
+        if size > len(self):
+            raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
+        reader = BatchReader(self.source, self.index, self.sentences, size, seed, part or slice(0, size))
+        pixels, sentences = self._from_workers(reader, step) if self.workers else reader.read(step)
+        return to_images(pixels).to(self.device), torch.from_numpy(sentences).to(self.device)
+
+    def _from_workers(self, reader: BatchReader, step: int) -> tuple[np.ndarray, np.ndarray]:
+        at, before, batches = self._next or (None, None, None)
+        if at != step or vars(before) != vars(reader):
+            batches = reader.ahead(step, self.workers)
+        self._next = None
+        try:
+            found = next(batches)
+        except RuntimeError as error:  # of a worker that was killed
+            raise DataError(f"a process that reads pictures ahead ended ({error}): set data.workers lower") from None
+        if isinstance(found, DataError):
+            raise found
+        self._next = step + 1, reader, batches
+        return found

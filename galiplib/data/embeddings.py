@@ -1,0 +1,124 @@
+"""Sentence embeddings of all captions of a data set: through CLIP once, then memory-mapped from a file.
+
+CUB's 117,880 captions are 241 MB of float32 with ViT-B/32. The file is named by what it depends on, the captions and
+the CLIP's text encoder, so another of either is another file; an interrupted computation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from ..clip.bridge import ClipBridge
+
+BATCH = 256
+DEFAULT_FOLDER = Path("data") / "captions"
+
+
+def unique_captions(captions: Sequence[Sequence[str]]) -> list[str]:
+    """Every caption once, in the order of length: captions of a batch are then alike, and short ones cost less."""
+    return sorted({text for texts in captions for text in texts}, key=lambda text: (len(text), text))
+
+
+@torch.no_grad()
+def sentence_embeddings(
+    bridge: ClipBridge,
+    captions: Sequence[str],
+    name: str | None = None,
+    folder: str | Path = DEFAULT_FOLDER,
+    progress: Callable[[range], range] = iter,
+) -> np.ndarray:
+    """U captions -> their sentence embeddings (U, E), float32; read-only and memory-mapped if they have a name.
+
+    Args:
+        name: of the data set, the first part of the file's name; None: nothing is stored.
+        folder: of the file. Files of the same name and CLIP but other captions are deleted.
+        progress: wraps the batches (a tqdm, say).
+
+    Raises:
+        ValueError: for an empty caption.
+        OSError: if the folder can't be written.
+    """
+    if name is None:
+        starts = range(0, len(captions), BATCH)
+        return np.concatenate([_encode(bridge, captions[start : start + BATCH]) for start in progress(starts)])
+    path = embeddings_file(bridge, captions, name, folder, progress, digest_of(captions))
+    return np.memmap(path, dtype=np.float32, mode="r", shape=(len(captions), bridge.embed_dim))
+
+
+@torch.no_grad()
+def embeddings_file(
+    bridge: ClipBridge,
+    captions: Sequence[str],
+    name: str,
+    folder: str | Path,
+    progress: Callable[[range], range],
+    digest: str,
+    window: int | None = None,
+) -> Path:
+    """The file of the embeddings (U, E) of captions that may lie on disk themselves; arguments as above.
+
+    Args:
+        digest: of the captions, a part of the file's name.
+        window: captions that are read at once; those that repeat in it go through CLIP once, by default BATCH.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-{_text_encoder(bridge)}-"
+    path = folder / f"{stem}{digest}.f32"
+    with FileLock(folder / f".{name}.lock"):  # a second process waits for the first one's file
+        if not path.is_file():
+            for stale in folder.glob(f"{stem}*"):
+                if stale.stem != path.stem:
+                    stale.unlink()
+            _write(bridge, captions, path, progress, window or BATCH)
+    return path
+
+
+def _write(
+    bridge: ClipBridge, captions: Sequence[str], path: Path, progress: Callable[[range], range], window: int
+) -> None:
+    part = path.with_suffix(".part")
+    window_bytes = window * bridge.embed_dim * 4
+    with open(part, "ab") as stream:
+        done = stream.tell() // window_bytes  # whole windows of an interrupted computation
+        stream.truncate(done * window_bytes)
+        for start in progress(range(done * window, len(captions), window)):
+            texts = captions[start : start + window]
+            different = unique_captions([texts])
+            place = {text: index for index, text in enumerate(different)}
+            found = [_encode(bridge, different[i : i + BATCH]) for i in range(0, len(different), BATCH)]
+            stream.write(np.concatenate(found)[[place[text] for text in texts]].tobytes())
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
+
+
+def _encode(bridge: ClipBridge, captions: Sequence[str]) -> np.ndarray:
+    tokens = bridge.tokenize(captions).to(bridge.pixel_mean.device)
+    return bridge.encode_text(tokens).float().cpu().numpy()
+
+
+def _text_encoder(bridge: ClipBridge) -> str:
+    """A short hash of all that makes a sentence embedding of a caption."""
+    model, digest = bridge.model, hashlib.sha256()
+    digest.update(repr((bridge.context_length, getattr(model, "vocabulary", None))).encode())
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("visual.") and name != "logit_scale":
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def digest_of(captions: Sequence[str]) -> str:
+    """A short hash of captions and their order."""
+    digest = hashlib.sha256()
+    for text in captions:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:12]

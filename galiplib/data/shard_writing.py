@@ -1,0 +1,278 @@
+"""Shards from any of our data sets: tar files that webdataset and everything that reads its layout can read.
+
+<out>/<split>/00000.tar, ...   key.json {"key": name in the data set, "captions": [...]}, key.jpg or key.png
+<out>/<split>/manifest.json    what they were made from; pictures, captions, bytes, SHA-256 of each shard
+<out>/<split>/index/           where everything lies in them (`shard_index`), the captions' embeddings
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from .. import __version__
+from ..build import make_bridge, pick_device
+from ..config import Config, ConfigError
+from ..files import write_atomically, write_json
+from . import minibirds
+from .data_files import SPLITS, BadRow, DataError
+from .datasets import open_dataset
+from .pictures import Photos
+from .shards import Shards, open_shards
+
+JPEG_QUALITY = 95
+TOGETHER = 256  # samples that are drawn or decoded side by side
+PER_SHARD = 10_000  # as img2dataset
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to write: its name in the data set, captions, and the bytes of its file."""
+
+    key: str
+    captions: tuple[str, ...]
+    picture: bytes
+
+
+class Samples(Protocol):
+    """What is written: samples by number, each the same at every call.
+
+    Attributes:
+        suffix: of the picture's files, "jpg" or "png".
+        image_size: side for which they are meant, pixels.
+        drawn: whether training draws crops and flips from them.
+    """
+
+    suffix: str
+    image_size: int
+    drawn: bool
+
+    def __len__(self) -> int: ...
+
+    def sample(self, row: int) -> Sample:
+        """Raises BadRow for a picture that can't be used."""
+
+
+class DrawnBirds:
+    """Mini birds, drawn one by one when asked for, as PNG, which keeps every pixel."""
+
+    suffix, drawn = "png", False
+
+    def __init__(self, split: str, count: int, image_size: int, seed: int) -> None:
+        self.split, self.image_size = split, image_size
+        self.birds = minibirds.birds(split, count, seed)
+
+    def __len__(self) -> int:
+        return len(self.birds)
+
+    def sample(self, row: int) -> Sample:
+        bird, pose = self.birds[row]
+        picture = encoded(minibirds.render(bird, pose, self.image_size), "png")
+        return Sample(f"{self.split}_{row}", tuple(minibirds.captions(bird, pose)), picture)
+
+
+class ResizedPhotos:
+    """Photographs as training wants them before it crops: cut to their box, short side 76/64 of the size; as JPEG."""
+
+    suffix, drawn = "jpg", True
+
+    def __init__(self, photos: Photos) -> None:
+        self.photos, self.image_size = photos, photos.image_size
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def sample(self, row: int) -> Sample:
+        item = self.photos.items[row]
+        return Sample(item.key, item.captions, encoded(self.photos.resized(row), "jpg"))
+
+
+def encoded(pixels: np.ndarray, suffix: str) -> bytes:
+    """(H, W, 3) uint8 -> the bytes of a picture's file."""
+    stream = io.BytesIO()
+    if suffix == "jpg":
+        Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY)
+    else:
+        Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def make_shards(
+    config: Config, folder: str | Path, per_shard: int = PER_SHARD, embed: bool = True, device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Shards]:  # fmt: skip
+    """Write the training and the test split of a configuration's data set as shards; called again, it goes on.
+
+    Args:
+        folder: to write to.
+        per_shard: pictures in a shard.
+        embed: also compute the embeddings of the training captions with the configuration's CLIP, on `device`; their
+            file's name tells which CLIP, and a run with another makes its own.
+
+    Returns:
+        {split: the shards, opened}.
+
+    Raises:
+        ConfigError: if the data set can't be written, or the CLIP is one that is trained by the run itself.
+        DataError: if the folder holds other shards.
+        OSError: if the folder can't be written.
+    """
+    data = config.data
+    if data.name == "shards":
+        raise ConfigError("data.name = 'shards' is in shards already: choose another data set or profile")
+    if per_shard < 1:
+        raise ConfigError(f"a shard needs at least one picture, not {per_shard}")
+    bridge = make_bridge(config, pick_device(device)) if embed else None
+    opened = {}
+    for split in SPLITS:
+        if data.name == "minibirds":
+            count = data.train_size if split == "train" else data.test_size
+            samples = DrawnBirds(split, count, data.image_size, data.seed)
+            made = {"data": data.name, "count": count, "seed": data.seed}
+        else:
+            samples = ResizedPhotos(open_dataset(data.name, data.folder, split, data.image_size, progress))
+            made = {"data": data.name, "count": len(samples)}
+        made |= {"split": split, "size": data.image_size}
+        write_shards(samples, Path(folder) / split, made, per_shard, progress)
+        opened[split] = open_shards(folder, split, data.image_size, progress=progress)
+    if bridge:
+        opened["train"].sentences(bridge, partial(tqdm, desc="captions through CLIP") if progress else iter)
+    return opened
+
+
+def write_shards(
+    samples: Samples, folder: str | Path, made: dict[str, Any], per_shard: int = PER_SHARD, progress: bool = True
+) -> Path:
+    """Write one split; finished shards stay as they are, so that an interrupted call goes on -> its manifest.
+
+    Args:
+        made: what the samples are made from: a folder with another such note is not written to.
+
+    Raises:
+        DataError: if the folder holds something else, or no sample can be used.
+        OSError: if the folder can't be written.
+    """
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    made = {**made, "per_shard": per_shard, "suffix": samples.suffix}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise DataError(f"another process writes shards to {folder}") from None
+    except OSError as error:
+        raise OSError(f"can't write {folder}: {error.strerror or error}") from None
+    with lock:
+        manifest = _begun(path, made, samples)
+        starts = range(0, len(samples), per_shard)
+        done = len(manifest["shards"])
+        with tqdm(
+            total=len(samples), initial=min(len(samples), done * per_shard), desc=f"shards {made.get('split', '')}",
+            unit="picture", disable=not progress,
+        ) as bar:  # fmt: skip
+            for number in range(done, len(starts)):
+                rows = range(starts[number], min(starts[number] + per_shard, len(samples)))
+                entry, left_out = _write_shard(samples, rows, folder / f"{number:05d}.tar", bar)
+                manifest["shards"].append(entry)
+                manifest["left_out"] = dict(Counter(manifest["left_out"]) + left_out)
+                write_json(path, manifest)
+        manifest["complete"] = True
+        write_json(path, manifest)
+    if not sum(entry["samples"] for entry in manifest["shards"]):
+        raise DataError(f"none of the {len(samples):,} pictures for {folder} can be used: {manifest['left_out']}")
+    return path
+
+
+def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]:
+    """The manifest so far; raises DataError if the folder's is of something else."""
+    if not path.is_file():
+        if other := min(path.parent.glob("*.tar"), default=None):
+            raise DataError(f"{other} is there, but no {path.name}: choose another folder, nothing is overwritten")
+        about = {"format": 1, "galiplib": __version__, "image_size": samples.image_size, "drawn": samples.drawn}
+        return {**about, "made": made, "complete": False, "left_out": {}, "shards": []}
+    try:
+        manifest = json.loads(path.read_text())
+        before, shards = manifest["made"], manifest["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}): delete {path.parent} to make the shards anew") from None
+    if before != made:
+        unlike = [f"{key} ({before.get(key)!r}, now {made.get(key)!r})" for key in {**before, **made}
+                  if before.get(key) != made.get(key)]  # fmt: skip
+        raise DataError(f"{path} tells of other shards: {', '.join(unlike)}. Choose another folder, or delete it")
+    for entry in shards:
+        if not (path.parent / entry["name"]).is_file():
+            raise DataError(f"{path.parent / entry['name']} is missing, {path} lists it: bring it back, or delete "
+                            f"{path.parent} to make all anew")  # fmt: skip
+    return manifest
+
+
+def _write_shard(samples: Samples, rows: range, path: Path, bar: tqdm) -> tuple[dict[str, Any], Counter]:
+    """Write one shard, whole or not at all -> its entry in the manifest; what was left out, reason -> how many."""
+    counts, left_out = Counter(samples=0, captions=0), Counter()
+
+    def fill(stream: BinaryIO) -> None:
+        with TarWriter(stream, encoder=False, mtime=0) as archive:
+            for row, sample in zip(rows, _prepared(samples, rows), strict=True):
+                bar.update()
+                if isinstance(sample, BadRow):
+                    left_out[sample.reason] += 1
+                    continue
+                fields = json.dumps({"key": sample.key, "captions": sample.captions}).encode()
+                archive.write({"__key__": f"{row:09d}", "json": fields, samples.suffix: sample.picture})
+                counts.update(samples=1, captions=len(sample.captions))
+
+    write_atomically(path, fill)
+    with open(path, "rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": path.name, **counts, "bytes": path.stat().st_size, "sha256": checksum}, left_out
+
+
+def _prepared(samples: Samples, rows: range) -> Iterator[Sample | BadRow]:
+    def prepare(row: int) -> Sample | BadRow:
+        try:
+            return samples.sample(row)
+        except BadRow as error:
+            return error
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        for start in range(0, len(rows), TOGETHER):
+            yield from pool.map(prepare, rows[start : start + TOGETHER])
+
+
+def check_shards(folder: str | Path, progress: bool = True) -> int:
+    """Read all shards of a folder and compare their checksums with the manifests' -> how many shards there are.
+
+    Raises:
+        DataError: naming the first shard that is missing or not what was written; if there is no manifest.
+    """
+    manifests = sorted(Path(folder).glob("*/manifest.json"))
+    if not manifests:
+        raise DataError(f"{folder} holds no */manifest.json: only shards that `galip shards` made can be checked")
+    listed = [
+        (path.parent / entry["name"], entry["sha256"])
+        for path in manifests
+        for entry in json.loads(path.read_text())["shards"]
+    ]
+    for path, checksum in tqdm(listed, desc="checksums", unit="shard", disable=not progress):
+        if not path.is_file():
+            raise DataError(f"{path} is missing: bring it back, or make the shards anew")
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
+                raise DataError(f"{path} is not what was written, its checksum differs: delete it and the manifest's "
+                                "folder, and make the shards anew")  # fmt: skip
+    return len(listed)

@@ -1,0 +1,113 @@
+"""How a generator that is given a picture treats it: what it keeps, and whether it follows another caption.
+
+"This picture, but with that caption": made pictures are held against the given one, in pixels and in CLIP's embedding,
+and against the caption. Each figure has its control: the same with a picture that was not given. On mini birds, whose
+truth is known, the judge counts the parts that the caption names and those it leaves open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip.bridge import ClipBridge
+from ..data import minibirds
+from ..data.batches import Source, to_images
+from ..systems.picture_input import PictureGenerator, pack
+from . import evaluating, noise_of, to_range
+from .judge import COLUMNS, JUDGED, Judge
+
+CONTROL = 7  # rows further on: the picture that was not given
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Pictures made from a given picture and the caption of another one; entry i of each belongs together.
+
+    Attributes:
+        made, given: (N, 3, H, W) in [-1, 1].
+        captions: N captions.
+        truth: of mini birds the given pictures' class indices, (N, 4) in the order of `judge.JUDGED`; else None.
+    """
+
+    made: Tensor
+    given: Tensor
+    captions: list[str]
+    truth: Tensor | None
+
+
+def make_edits(
+    generator: PictureGenerator, bridge: ClipBridge, source: Source, count: int = 200, seed: int = 0, own: bool = False
+) -> Edits:
+    """Give the generator `count` pictures of a held-out split, each with the next picture's caption (or its `own`).
+
+    Raises:
+        ValueError: for more pictures than the split has.
+        EvaluationError: for a picture that is not finite.
+    """
+    if count > len(source):
+        raise ValueError(f"{count} pictures are asked for, the split has {len(source)}")
+    pixels, rows = source.pixels(np.arange(count))
+    given = to_images(pixels)
+    texts = [source.captions[row] for row in (rows if own else np.roll(rows, -1))]
+    captions = [text[i % len(text)] for i, text in enumerate(texts)]
+    labels = getattr(source, "labels", None)
+    truth = None if labels is None else torch.from_numpy(labels[rows][:, COLUMNS])
+    device, made = bridge.pixel_mean.device, []
+    with evaluating(generator):
+        for start in range(0, count, 100):
+            part = slice(start, start + 100)
+            sentence = bridge.encode_text(bridge.tokenize(captions[part]).to(device)).float()
+            noise = noise_of(range(start, start + len(sentence)), generator.noise_dim, seed)
+            packed = pack(noise, given[part]).to(device)
+            made.append(to_range(generator(packed, sentence), numbers=range(start, start + len(sentence))).cpu())
+    return Edits(torch.cat(made), given, captions, truth)
+
+
+@torch.inference_mode()
+def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) -> dict[str, float]:
+    """What is kept of the given pictures, and how the captions are followed.
+
+    Returns:
+        rmse, rmse_control: root mean square difference of pixels ([-1, 1]) to the given picture, to another one.
+        clip_image, clip_image_control: mean cosine of CLIP embeddings with the given picture, with another one.
+        clip_text: mean cosine of CLIP embeddings with the caption.
+        follows: with a judge, the share of attributes that the caption names, and the given picture has otherwise,
+            in which the made picture is as the caption says.
+        keeps, keeps_control: with a judge, the share of attributes that the caption leaves open in which the made
+            picture is as the given one, as another one.
+
+    Raises:
+        ValueError: for a judge where the truth about the given pictures is not known.
+    """
+    device = bridge.pixel_mean.device
+    made, given, other = edits.made, edits.given, edits.given.roll(CONTROL, 0)
+    embedded = [
+        torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])
+        for images in (made, given)
+    ]
+    text = bridge.encode_text(bridge.tokenize(edits.captions).to(device)).float()
+    result = {
+        "rmse": F.mse_loss(made, given).sqrt().item(),
+        "rmse_control": F.mse_loss(made, other).sqrt().item(),
+        "clip_image": F.cosine_similarity(*embedded).mean().item(),
+        "clip_image_control": F.cosine_similarity(embedded[0], embedded[1].roll(CONTROL, 0)).mean().item(),
+        "clip_text": F.cosine_similarity(embedded[0], text).mean().item(),
+    }
+    if judge is None:
+        return result
+    if edits.truth is None:
+        raise ValueError("the judge needs mini birds: of other pictures the true attributes are not known")
+    seen = torch.stack([logits.argmax(1) for logits in judge(made).values()], dim=1).cpu()  # (N, 4)
+    asked = [minibirds.asked(text) for text in edits.captions]
+    wanted = torch.tensor([[names.get(name, -1) for name in JUDGED] for names in asked])  # (N, 4), -1: left open
+    changed, is_open = (wanted >= 0) & (wanted != edits.truth), wanted < 0
+    return result | {
+        "follows": (seen == wanted)[changed].float().mean().item(),
+        "keeps": (seen == edits.truth)[is_open].float().mean().item(),
+        "keeps_control": (seen == edits.truth.roll(CONTROL, 0))[is_open].float().mean().item(),
+    }

@@ -1,0 +1,139 @@
+"""Which pictures an evaluation looks at, and how they are drawn: the same whatever the batch size."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..clip.bridge import ClipBridge
+from .ranges import EvaluationError, to_range
+
+BATCH = 100  # pictures at once where nobody says otherwise; changes no result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draw, entry by entry (N of each), and which real pictures stand beside it (R).
+
+    Attributes:
+        captions: what picture i is of.
+        rows: the data set's row that the caption belongs to.
+        real: the different rows, in the order in which they first appear.
+        place: where each entry's row stands in `real`.
+        first: whether it is the first entry of its row: these are as many as the real pictures.
+    """
+
+    captions: list[str]
+    rows: np.ndarray
+    real: np.ndarray
+    place: np.ndarray
+    first: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def plan(captions: Sequence[Sequence[str]], images: int | str = "all", per_caption: int = 1, seed: int = 0) -> Plan:
+    """Choose captions evenly: one of every row in random order, then the next one of every row, and so on.
+
+    Args:
+        captions: those of every row of a data set.
+        images: how many pictures; "all": every caption, `per_caption` times.
+        per_caption: pictures of each caption, one after the other.
+
+    Raises:
+        EvaluationError: if there are no captions, or `images` is no multiple of `per_caption`.
+    """
+    counts = np.array([len(own) for own in captions])
+    if not counts.sum():
+        raise EvaluationError("there are no captions to draw")
+    if images != "all" and images % per_caption:
+        raise EvaluationError(f"eval.images = {images} must be a multiple of eval.per_caption = {per_caption}")
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(counts))
+    wanted = int(counts.sum()) if images == "all" else images // per_caption
+    rows: list[np.ndarray] = []
+    texts: list[str] = []
+    while len(texts) < wanted:
+        turn = len(rows)
+        # past the last caption of the longest list, all begin anew
+        own = order if turn >= counts.max() else order[counts[order] > turn]
+        own = own[: wanted - len(texts)]
+        rows.append(own)
+        texts += [captions[row][(row + turn) % counts[row]] for row in own]
+    chosen = np.concatenate(rows).repeat(per_caption)
+    different, first_at, place = np.unique(chosen, return_index=True, return_inverse=True)
+    by_appearance = first_at.argsort()
+    rank = by_appearance.argsort()
+    first = np.zeros(len(chosen), dtype=bool)
+    first[first_at] = True
+    repeated = [text for text in texts for _ in range(per_caption)]
+    return Plan(repeated, chosen, different[by_appearance], rank[place], first)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode, without gradients; afterwards each of its parts is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def noise_of(indices: Iterable[int], noise_dim: int, seed: int) -> Tensor:
+    """Picture numbers -> standard normal noise (B, Z), a row from its own number and the seed alone."""
+    own = [torch.Generator().manual_seed(random.Random(f"{seed}-{i}").getrandbits(63)) for i in indices]
+    return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
+
+
+def draw(
+    generator: nn.Module, sentence: Tensor, indices: Sequence[int], seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Sentence embeddings (B, E) and picture numbers -> pictures (B, 3, H, W) in [-1, 1], on the device.
+
+    Raises:
+        EvaluationError: for a picture that is not finite, by its number.
+    """
+    noise = noise_of(indices, generator.noise_dim, seed).to(device)  # (B, Z)
+    return to_range(generator(noise, sentence.to(device)), numbers=indices)
+
+
+def embed_captions(bridge: ClipBridge, captions: Sequence[str]) -> Tensor:
+    """Captions -> sentence embeddings (B, E), float32 on the bridge's device."""
+    return bridge.encode_text(bridge.tokenize(captions).to(bridge.pixel_mean.device)).float()
+
+
+def generate(
+    generator: nn.Module,
+    bridge: ClipBridge,
+    captions: Sequence[str],
+    seed: int = 0,
+    batch_size: int = BATCH,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Tensor:
+    """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU.
+
+    `generator(noise (B, Z), sentence (B, E)) -> (B, 3, H, W)` runs in eval mode and is left as it was.
+    Picture i depends on caption i, i and the seed, not on the batch. `progress` may wrap the batches.
+
+    Raises:
+        EvaluationError: for no captions, or a picture that is not finite, by its number.
+    """
+    if not captions:
+        raise EvaluationError("no captions to draw")
+    parts = []
+    with evaluating(generator):
+        for start in progress(range(0, len(captions), batch_size)):
+            texts = captions[start : start + batch_size]
+            sentence = embed_captions(bridge, texts)
+            parts.append(draw(generator, sentence, range(start, start + len(texts)), seed, sentence.device).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,156 @@
+"""Pictures for people: pixels, contact sheets, PNG files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from .files import write_atomically
+
+Picture = Image.Image | Tensor | np.ndarray
+
+
+def check_finite(images: Tensor) -> None:
+    """Raises FloatingPointError if a picture of (N, ...) holds NaN or infinity; says how many do."""
+    bad = (~images.isfinite()).flatten(1).any(dim=1)
+    if bad.any():
+        raise FloatingPointError(
+            f"{int(bad.sum())} of {len(images)} pictures hold NaN or infinity: "
+            "the weights have probably diverged; take an earlier checkpoint"
+        )
+
+
+def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
+    """Pictures (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8; pictures that are uint8 already pass through.
+
+    Raises:
+        ValueError: for another shape.
+        FloatingPointError: for pictures with NaN or infinity in them.
+    """
+    expected = "expected (N, 3, H, W) in [-1, 1] or (N, H, W, 3) uint8"
+    images = torch.tensor(images) if isinstance(images, np.ndarray) else images.detach().cpu()
+    ready = images.dtype == torch.uint8
+    if images.ndim != 4 or images.shape[3 if ready else 1] != 3:
+        raise ValueError(f"pictures of shape {tuple(images.shape)} and {images.dtype}: {expected}")
+    if ready:
+        return images.numpy()
+    images = images.float()
+    check_finite(images)
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round()  # (N, 3, H, W)
+    return pixels.byte().permute(0, 2, 3, 1).numpy()
+
+
+def contact_sheet(
+    images: Tensor | np.ndarray,
+    columns: int,
+    captions: Sequence[str] | None = None,
+    scale: int = 1,
+    gap: int = 6,
+    font_size: int = 12,
+    max_lines: int = 8,
+) -> Image.Image:
+    """A grid of pictures on white.
+
+    Args:
+        images: as `to_uint8` takes them.
+        columns: pictures in a row.
+        captions: one per picture or one per row, written above it and wrapped, to `max_lines` lines at most.
+        scale: whole-number magnification.
+        gap: pixels between pictures and around them.
+
+    Raises:
+        ValueError: for no pictures, columns or scale below one, or another number of captions.
+    """
+    pixels = to_uint8(images)
+    number = len(pixels)
+    if number < 1 or columns < 1 or scale < 1:
+        raise ValueError(f"pictures, columns and scale must be at least 1, not {number}, {columns}, {scale}")
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    texts = [""] * number if captions is None else list(captions)
+    if len(texts) not in (number, rows):
+        raise ValueError(f"{len(texts)} captions for {number} pictures in {rows} rows: one each or one a row")
+    height, width = (side * scale for side in pixels.shape[1:3])
+    sheet_width = gap + columns * (width + gap)
+    room = width
+    if len(texts) < number:  # one a row: all the room to the first picture's
+        texts = [texts[i // columns] if i % columns == 0 else "" for i in range(number)]
+        room = sheet_width - 2 * gap
+    font = ImageFont.load_default(font_size)
+    line = font_size + 3
+    labels = [wrap(text, room, font, max_lines) for text in texts]
+    lines = [max(map(len, labels[r * columns : (r + 1) * columns])) for r in range(rows)]
+    above = [count * line + gap if count else 0 for count in lines]  # pixels of text above each row
+
+    sheet = Image.new("RGB", (sheet_width, gap + sum(above) + rows * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, array in enumerate(pixels):
+        row, column = divmod(index, columns)
+        x = gap + column * (width + gap)
+        y = gap + sum(above[: row + 1]) + row * (height + gap)
+        picture = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x, y))
+        for offset, text in enumerate(reversed(labels[index]), start=1):  # from the picture upwards
+            draw.text((x, y - offset * line - 2), text, fill=(40, 40, 44), font=font)
+    return sheet
+
+
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont, max_lines: int) -> list[str]:
+    """Lines of at most `width` pixels: a word that is too long is broken, too long a text ends in '…'."""
+    lines = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+        if len(lines) > max_lines:
+            break
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while last and font.getlength(last + "…") > width:
+            last = last[:-1]
+        lines = [*lines[: max_lines - 1], last.rstrip() + "…"]
+    return lines
+
+
+def png_bytes(image: Picture, metadata: Mapping[str, object] | None = None) -> bytes:
+    """A picture, (3, H, W) in [-1, 1], (H, W, 3) uint8 or PIL's, as a PNG that keeps `metadata` as text."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(to_uint8(image[None])[0])
+    info = PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, str(value))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def save_png(image: Picture, path: str | Path, metadata: Mapping[str, object] | None = None) -> Path:
+    """Write a picture as PNG, whole or not at all.
+
+    Args:
+        image: as `png_bytes` takes it.
+        path: a name that ends in .png; missing folders are made.
+        metadata: caption, seed, checkpoint and the like, kept in the file; `Image.open(path).text` reads it.
+
+    Raises:
+        ValueError: for another ending.
+        OSError: if the file can't be written; the message names it.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} is to be a PNG: give it a name that ends in .png")
+    data = png_bytes(image, metadata)
+    write_atomically(path, lambda stream: stream.write(data))
+    return path

@@ -1,0 +1,1 @@
+"""The sampler panel, in notebooks and as a web page."""

@@ -1,0 +1,159 @@
+"""What the sampler panel has made: files in memory, to be shown, downloaded and kept."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from ..files import write_atomically
+from ..images import png_bytes
+from ..sampling.animation import encode_animation
+from ..sampling.provenance import Origin, file_name
+from ..sampling.recipe import Recipe
+from ..sampling.sample import Samples, draw, nearest
+from ..systems.galip import Generator
+from . import html as panel_html
+from .jobs import Job
+
+PNG = "image/png"
+KINDS = {"gif": "image/gif", "mp4": "video/mp4"}
+TILE, CELL, LARGE = 180, 84, 360  # width of a picture in the views, pixels
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One result.
+
+    Attributes:
+        title: what it is, for the status and the history.
+        files: name -> bytes, PNGs or one animation.
+        kind: MIME type of the files.
+        shown: HTML for its view.
+        first: the first picture as a PNG.
+        settings: of the panel's controls, to come back to.
+    """
+
+    title: str
+    files: dict[str, bytes]
+    kind: str
+    shown: str
+    first: bytes
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_pictures(cls, made: Samples, origin: Origin, title: str, settings: Mapping[str, Any]) -> Self:
+        """Single pictures side by side, each a link that downloads it."""
+        files = _pngs(made, origin)
+        side = made.images.shape[-1]
+        width = LARGE if len(files) == 1 else TILE
+        shown = [_linked(name, data, width, side, text) for (name, data), text in _described(files, made)]
+        labels = [f"seed {recipe.seed}" for recipe in made.recipes]
+        if made.scores:
+            labels = [f"{label} · {score:.3f}" for label, score in zip(labels, made.scores, strict=True)]
+        return cls(title, files, PNG, panel_html.figures(shown, labels, width), next(iter(files.values())), settings)
+
+    @classmethod
+    def of_grid(cls, made: Samples, origin: Origin, columns: int, title: str, settings: Mapping[str, Any]) -> Self:
+        """Captions below each other, seeds side by side."""
+        files = _pngs(made, origin)
+        side = made.images.shape[-1]
+        cells = [_linked(name, data, CELL, side, text) for (name, data), text in _described(files, made)]
+        rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+        heads = [f"seed {seed}" for seed in made.seeds[:columns]]
+        shown = panel_html.table(rows, made.captions[::columns], heads)
+        return cls(title, files, PNG, shown, next(iter(files.values())), settings)
+
+    @classmethod
+    def of_walk(cls, made: Samples, origin: Origin, kind: str, title: str, settings: Mapping[str, Any]) -> Self:
+        """An animation; `kind` is gif or mp4."""
+        side = made.images.shape[-1]
+        scale = max(1, round(224 / side))
+        comment = f"{title}; {origin.checkpoint} {origin.weights}"
+        data = encode_animation(made.images, kind, scale=scale, comment=comment)
+        name = re.sub(r"_seed.*", f"_walk.{kind}", file_name(made.recipes[0]))
+        shown = panel_html.picture(data, KINDS[kind], LARGE, side, title)
+        first = png_bytes(made.images[0], origin.metadata(made.recipes[0]))
+        return cls(title, {name: data}, KINDS[kind], panel_html.figures([shown], [title], LARGE), first, settings)
+
+    def download(self) -> str:
+        """HTML of a button that saves the file, or a zip of the files."""
+        if len(self.files) == 1:
+            name, data = next(iter(self.files.items()))
+            return panel_html.download(data, self.kind, name, "Download", button=True)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in self.files.items():
+                archive.writestr(name, data)
+        name = re.sub(r"_seed.*", "", next(iter(self.files))) + ".zip"
+        return panel_html.download(buffer.getvalue(), "application/zip", name, "Download", button=True)
+
+    def keep(self, folder: str | Path) -> list[Path]:
+        """Write the files into a folder, under another name where one is taken by something else.
+
+        Raises:
+            OSError: if it can't be written; the message names it.
+        """
+        return [_write(Path(folder) / name, data) for name, data in self.files.items()]
+
+
+class Made(NamedTuple):
+    """What `drawing_job` returns: the drawing, how long its pictures took, what CLIP left out of the captions."""
+
+    drawing: Drawing
+    seconds: float
+    notes: list[str]
+
+
+def drawing_job(
+    generator: Generator, recipes: Sequence[Recipe], make: Callable[[Samples], Drawing], best: int | None = None
+) -> Job:
+    """Draw recipes, keep the `best` nearest to CLIP if asked for, make a drawing of them: a job -> `Made`."""
+    started, done, parts = time.perf_counter(), 0, []
+    steps = draw(generator, generator.bridge, recipes)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)  # words that CLIP doesn't read
+        parts.append(next(steps))
+    for part in steps:
+        done += len(parts[-1])
+        yield done, len(recipes)
+        parts.append(part)
+    made = Samples(torch.cat(parts), list(recipes))
+    if best is not None:
+        made = nearest(generator.bridge, made, best)
+    seconds = time.perf_counter() - started
+    return Made(make(made), seconds, [str(warning.message) for warning in warned])
+
+
+def _pngs(made: Samples, origin: Origin) -> dict[str, bytes]:
+    return {
+        file_name(recipe): png_bytes(image, origin.metadata(recipe))
+        for image, recipe in zip(made.images, made.recipes, strict=True)
+    }
+
+
+def _described(files: Mapping[str, bytes], made: Samples) -> Sequence[tuple[tuple[str, bytes], str]]:
+    texts = [f"{recipe.text}, seed {recipe.seed}" for recipe in made.recipes]
+    return list(zip(files.items(), texts, strict=True))
+
+
+def _linked(name: str, data: bytes, width: int, side: int, text: str) -> str:
+    return panel_html.download(data, PNG, name, panel_html.picture(data, PNG, width, side, text))
+
+
+def _write(path: Path, data: bytes) -> Path:
+    stem, number = path.stem, 1
+    while path.exists() and path.read_bytes() != data:
+        number += 1
+        path = path.with_stem(f"{stem}_{number}")
+    if not path.exists():
+        write_atomically(path, lambda stream: stream.write(data))
+    return path

@@ -1,0 +1,137 @@
+"""Fair comparisons: several variants of a configuration, the same budget, several seeds, one row a run.
+
+What is finished lies on disk, so that an experiment that was stopped, or is asked for again, repeats nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from ..build import (
+    cache_name,
+    held_out_splits,
+    make_bridge,
+    make_data,
+    pick_device,
+    with_own_clip,
+)
+from ..checkpoints.store import KIND
+from ..clip.bridge import ClipBridge
+from ..clip.training import learn_clip
+from ..config import ClipConfig, Config, DataConfig, load_config
+from ..data.batches import Source, TrainingData
+from ..evaluation import measure_generator
+from ..files import save_weights, write_json
+from ..training import Networks, Optimizers, train
+
+Variants = Mapping[str, Mapping[str, Any]]  # name -> overrides of the profile
+
+
+def ab(
+    variants: Variants, seeds: Sequence[int], steps: int, folder: str | Path, profile: str = "mini",
+    images: int = 1000, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """Train every variant with every seed for the same number of steps, and measure its averaged generator.
+
+    With the same seed, all variants see the same pictures, captions and noise in the same order.
+
+    Args:
+        folder: of the results, `<variant>_seed<n>.json` and the generator beside it as .safetensors. A run that lies
+            there with the same configuration is not repeated.
+        images: generated pictures that are measured.
+
+    Returns:
+        A row a run, seed by seed: variant, seed, steps; what `measure_generator` gives, its dictionaries spread
+        (`caption_accuracy.body`, ...); `accuracy` and `accuracy_held_out`, the means of the attributes; `parameters`
+        of the generator; and `generator`, its file.
+
+    Raises:
+        ConfigError: for a variant that sets what the profile doesn't know.
+    """
+    runs = {
+        (name, seed): configure(changes, seed, steps, profile) for seed in seeds for name, changes in variants.items()
+    }
+    rows = []
+    with tqdm(total=len(runs) * steps, desc="A/B", unit="step", mininterval=1, disable=not progress) as bar:
+        for (name, seed), config in runs.items():
+            bar.set_postfix_str(f"{name}, seed {seed}")
+            path = Path(folder) / f"{name.replace(' ', '_')}_seed{seed}.json"
+            made = {"config": json.loads(config.model_dump_json()), "images": images}
+            found = json.loads(path.read_text()) if path.is_file() else {}
+            if {key: found.get(key) for key in made} == made:
+                bar.update(steps)
+            else:
+                found = {**made, "row": _run(config, path.with_suffix(".safetensors"), images, bar)}
+                write_json(path, found)
+            file = str(path.with_suffix(".safetensors"))
+            rows.append({"variant": name, "seed": seed, "steps": steps, **found["row"], "generator": file})
+    return pd.DataFrame(rows)
+
+
+def configure(changes: Mapping[str, Any], seed: int, steps: int, profile: str = "mini") -> Config:
+    """The configuration of one run."""
+    return load_config(profile, {**changes, "train.max_steps": steps, "train.seed": seed, "train.evaluate_every": 0})
+
+
+def step_seconds(variants: Variants, rounds: int, folder: str | Path, profile: str = "mini") -> pd.DataFrame:
+    """Seconds of training steps, (rounds, variants): in turns, so that what slows the machine slows all alike."""
+    loops = {}
+    for name, changes in variants.items():
+        config = configure(changes, 0, rounds + 2, profile)
+        bridge, data, _ = prepare(config, folder)
+        networks = Networks(bridge, config)
+        loops[name] = train(networks, bridge, Optimizers(networks, config.train), data, config.train)
+    for loop in loops.values():
+        next(loop), next(loop)  # the first steps set things up
+    return pd.DataFrame([{name: next(loop).seconds for name, loop in loops.items()} for _ in range(rounds)])
+
+
+def spread(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard deviation (n - 1) of columns over the seeds, a row a variant in the order of `rows`."""
+    return rows.groupby("variant", sort=False)[list(columns)].agg(["mean", "std"])
+
+
+def prepare(config: Config, folder: str | Path) -> tuple[ClipBridge, TrainingData, dict[str, Source]]:
+    """CLIP, training data and held-out splits of a configuration; kept for the next one that has the same.
+
+    With `clip.name` "own", the small CLIP is trained first and kept in `folder`.
+    """
+    return _prepare(config.data, config.clip, Path(folder))
+
+
+@lru_cache(maxsize=1)
+def _prepare(data: DataConfig, clip: ClipConfig, folder: Path) -> tuple[ClipBridge, TrainingData, dict[str, Source]]:
+    config, device = Config(data=data, clip=clip), pick_device()
+    train_split = make_data(config)
+    splits = {split: make_data(config, split) for split in held_out_splits(config)}
+    clip_file = folder / "clip.safetensors"
+    if clip.name == "own" and not clip_file.is_file():
+        learn_clip(config, train_split, splits, clip_file, device, True)
+    bridge = make_bridge(with_own_clip(config, folder), device)
+    return bridge, TrainingData(bridge, train_split, cache_name(config)), splits
+
+
+def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
+    bridge, data, splits = prepare(config, file.parent)
+    networks = Networks(bridge, config)
+    for _ in train(networks, bridge, Optimizers(networks, config.train), data, config.train):
+        bar.update()
+    settings = config.model_copy(update={"eval": config.eval.model_copy(update={"images": images})})
+    results = measure_generator(networks.ema, bridge, settings, splits, progress=False).values
+    record = {"config": config.model_dump(), "steps": config.train.max_steps}
+    save_weights(file, KIND, networks.ema.state_dict(), record)
+    row = {}
+    for name, value in results.items():
+        row |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    if "caption_accuracy" in results:
+        for name, key in (("accuracy", "caption_accuracy"), ("accuracy_held_out", "caption_accuracy_held_out")):
+            row[name] = sum(results[key].values()) / len(results[key])
+    row["parameters"] = sum(parameter.numel() for parameter in networks.generator.parameters())
+    return row

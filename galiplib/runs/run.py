@@ -1,0 +1,426 @@
+"""Run folders: a training that describes itself, survives what stops it, and exports its generator.
+
+<folder>/config.json           what the run is made of
+<folder>/metrics.jsonl         a line a step
+<folder>/evaluations.jsonl     a line an evaluation
+<folder>/events.jsonl          a line for each time the run went back to a good checkpoint, and why
+<folder>/tensorboard/          the same for TensorBoard
+<folder>/samples/              the same captions and noise over the steps
+<folder>/clip.safetensors      the small CLIP, if the run trained its own (clip.name: own)
+<folder>/checkpoints/          everything needed to go on: the last few, and the best by evaluation
+<folder>/generator.safetensors the EMA generator of a finished run, with its record
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from ..build import (
+    SAMPLE_CAPTIONS,
+    cache_name,
+    held_out_splits,
+    make_bridge,
+    make_data,
+    pick_device,
+    with_own_clip,
+)
+from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints
+from ..clip.training import learn_clip
+from ..compiling import compile_for_training
+from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
+from ..data.batches import Source, TrainingData
+from ..distributed import Team, check_batch, in_touch, together
+from ..evaluation import EvaluationError, distance_of, measure_generator
+from ..files import WeightsError, save_weights, write_json
+from ..images import contact_sheet, save_png
+from ..sampling.sample import sample
+from ..training import Networks, Optimizers, StepReport, train
+from .guards import Guard, TrainingFailed
+from .interrupts import Stopped, StopSignals
+from .log import NoLog, RunLog, read_lines
+
+# may change between stop and resume
+FREE_KEYS = (
+    "eval.", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.evaluate_every",
+    "train.max_skipped", "train.rollback_factor", "train.max_rollbacks", "data.index", "data.workers",
+)  # fmt: skip
+EVALUATED = 1000  # pictures of an evaluation on the way
+FAILED = 1000  # above the number of any signal
+_IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
+
+
+class _Reader:
+    """A run's data for `train`: no process begins a step before all have their part of the batch and none must stop.
+
+    Attributes:
+        whole: whether a step is done and the next one not begun: networks, guard and log all stand at it.
+    """
+
+    def __init__(self, data: TrainingData, team: Team, signals: StopSignals, max_steps: int) -> None:
+        self.data, self.team, self.signals, self.max_steps = data, team, signals, max_steps
+        self.whole = False
+
+    def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
+        """As `TrainingData.batch`; also raises Stopped."""
+        asked, found, problem = self.signals.number, None, None
+        try:
+            found = None if asked else self.data.batch(step, size, seed, part)
+        except Exception as error:
+            problem = error
+        number = self.team.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for
+        if number == FAILED:
+            with together():
+                if problem:
+                    raise problem
+        if number is not None:
+            goes_on = "the same command or cell goes on from there"
+            raise Stopped(f"stopped after step {step - 1} of {self.max_steps}; {goes_on}", number)
+        self.whole = False
+        return found
+
+
+class Run:
+    """A training run in a folder; opening a folder that has a checkpoint goes on from it.
+
+    Stopped at any step, by whatever means, and opened again, it becomes the run that was never interrupted: bit for
+    bit on the CPU with the same number of threads. With `clip.name` "own", opening it the first time trains the small
+    CLIP of the run on its data.
+
+    Args:
+        allow_changes: go on although the configuration differs from the folder's.
+
+    Raises:
+        ConfigError: if the folder holds a run of another configuration, naming the keys; if a batch can't be shared
+            evenly by the processes, or these have different configurations, data or folders.
+        WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
+        ProcessLost: if another of several processes is gone or silent.
+        OSError: if the folder can't be written; names it.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: Config, device: str = "auto", progress: bool = True,
+        allow_changes: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.config = Path(folder), config
+        self.team = Team(pick_device(device))
+        self.device = self.team.device
+        self.progress = progress and self.team.leads
+        # what only one process may write, only the leading one does: the others' checkpoints and logs write nothing
+        kind = Checkpoints if self.team.leads else ReadOnlyCheckpoints
+        self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
+        with in_touch(self.team):
+            # compared before anything else, for what follows depends on them
+            self.team.agree(**{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)})
+            check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
+            with together():
+                if self.team.leads:
+                    self._check_folder(allow_changes)
+            with together():
+                if not (self.folder / "config.json").is_file():
+                    raise ConfigError(
+                        f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a "
+                        "run must be the same for all processes, on a disk that they share"
+                    )
+            with together():
+                self._learn_clip()
+            with together():
+                self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
+                self.networks = Networks(self.bridge, config)
+                self.optimizers = Optimizers(self.networks, config.train)
+                self.training_bridge = self.bridge  # what a training step looks through
+                if config.train.compile:
+                    self.training_bridge = compile_for_training(self.networks.generator, self.bridge)
+                self.step, self.guard = 0, Guard()
+                self._newest = self.checkpoints.numbered()[:1]
+                if state := self.checkpoints.load():
+                    self._restore(state)
+            self.team.agree(step=self.step)
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.train.max_steps
+
+    def _bar(self, desc: str):
+        return partial(tqdm, desc=desc, mininterval=1) if self.progress else iter
+
+    @cached_property
+    def source(self) -> Source:
+        """The training split."""
+        return make_data(self.config, "train", self._bar("birds"))
+
+    @cached_property
+    def held_out(self) -> dict[str, Source]:
+        """The splits to measure on."""
+        return {split: make_data(self.config, split, self._bar("birds")) for split in held_out_splits(self.config)}
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """The training split with its captions through CLIP; made when first asked for, unless set before."""
+        bar, name = self._bar("captions through CLIP"), cache_name(self.config)
+        with self._one_by_one():
+            return TrainingData(self.bridge, self.source, name, progress=bar, workers=self.config.data.workers)
+
+    @cached_property
+    def sample_captions(self) -> list[str]:
+        """Four captions for the sample grids, of photographs those of held-out ones."""
+        if self.config.data.name == "minibirds":
+            return list(SAMPLE_CAPTIONS)
+        captions = self.held_out["test"].captions
+        return [captions[place * len(captions) // 4][0] for place in range(4)]
+
+    @contextmanager
+    def _one_by_one(self) -> Iterator[None]:
+        """The processes of this machine one after the other: the first makes what the others then find."""
+        with nullcontext() if self.team.size == 1 else FileLock(self.folder / ".captions"):
+            yield
+
+    def _learn_clip(self) -> None:
+        file = self.folder / "clip.safetensors"
+        if self.config.clip.name != "own" or file.is_file():
+            return
+        if self.team.size > 1:
+            raise ConfigError(
+                f"{file} is missing: train this run's own CLIP first, in one process, by "
+                f"`galip train-clip --profile {self.config.profile} --out {file}`"
+            )
+        learn_clip(self.config, self.source, self.held_out, file, self.device, self.progress)
+
+    # ------------------------------------------------------------ training
+
+    def train(self) -> Iterator[StepReport]:
+        """Train to the end, yielding every step's report; logs, samples, evaluations and checkpoints on the way.
+
+        Ctrl-C, the notebook's stop button and SIGTERM end it after the current step, with a checkpoint; so does
+        leaving the loop. The second Ctrl-C acts at once, and the run goes on from the checkpoint before.
+
+        Several processes must all leave the loop at the same step, if they do.
+
+        Raises:
+            Stopped: (a KeyboardInterrupt) when asked to stop; says how to go on.
+            ConfigError: if another process is training in this folder.
+            DataError: if pictures can't be read, in every process, with a checkpoint of the step before.
+            ProcessLost: if another of several processes is gone or silent.
+            CheckpointError: if a checkpoint can't be written.
+            TrainingFailed: if guards sent the run back more often than `train.max_rollbacks`.
+        """
+        key = str(self.folder.resolve())
+        if left := _IN_TRAINING.pop(key, None):
+            left.close()  # a loop in this process that an error in the caller's code left half-way
+        _IN_TRAINING[key] = reports = self._train()
+        return reports
+
+    def _train(self) -> Iterator[StepReport]:
+        settings, team = self.config.train, self.team
+        with ExitStack() as stack:
+            stack.enter_context(in_touch(team))
+            with together():
+                data = self.data  # before anything is locked: this may take minutes
+                if settings.evaluate_every:
+                    _ = self.held_out  # what is missing there is better known now
+            if team.size > 1:
+                team.agree(pictures=len(data), captions=data.digest)
+            with together():
+                if team.leads:
+                    stack.callback(self._lock().release)
+                self.checkpoints.sweep()
+                if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
+                    self._restore(self.checkpoints.load())
+            team.agree(step=self.step)
+            log = stack.enter_context(RunLog(self.folder, self.step) if team.leads else NoLog())
+            bar = tqdm(
+                total=settings.max_steps, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
+            )
+            stack.enter_context(bar)
+            signals = StopSignals()
+            if team.size > 1:  # all must end at the same step
+                stack.enter_context(signals)
+            reader = _Reader(data, team, signals, settings.max_steps)
+            try:
+                while not self.finished:
+                    start, attempt = self.step, self.guard.rollbacks
+                    parts = self.networks, self.training_bridge, self.optimizers
+                    steps = train(*parts, reader, settings, start, attempt, team)
+                    reports = self._until_rollback(steps, log)
+                    while True:
+                        # alone, not while the caller's code runs between two steps
+                        with signals if team.size == 1 else nullcontext():
+                            report = next(reports, None)
+                        reader.whole = True
+                        if report is None:
+                            break
+                        bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
+                        bar.n = self.step
+                        bar.update(0)
+                        yield report
+            finally:
+                log.flush()
+                if reader.whole:
+                    self.save()
+        with together():
+            if team.leads:
+                self.export(self.folder / "generator.safetensors")
+
+    def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
+        """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
+        settings = self.config.train
+        for report in reports:
+            report = dataclasses.replace(report, rollbacks=self.guard.rollbacks)
+            last = report.step >= settings.max_steps
+            reason = self.guard.after_step(report, settings)
+            log.step(report)
+            improved = False
+            try:
+                if report.step % settings.sample_every == 0 or last:
+                    with together():
+                        log.samples(report.step, partial(self._samples, report.step))
+                if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
+                    results = self._measure()
+                    log.evaluation(report.step, results)
+                    reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
+                    improved = self.guard.best_step == report.step
+            except (EvaluationError, FloatingPointError) as error:  # pictures that are not finite
+                if settings.recipe == "paper":
+                    raise
+                reason = str(error)
+            if reason:
+                self._roll_back(report.step, reason, log)
+                return
+            self.step = report.step
+            if improved:
+                with together():
+                    self.checkpoints.save(self._state(), best=True)
+            if self.step % settings.checkpoint_every == 0 and not last:
+                log.flush()
+                self.save()
+            yield report
+
+    def _measure(self) -> dict[str, Any]:
+        """An evaluation on the way: fewer pictures, and only what is quick."""
+        quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
+        config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
+        return measure_generator(self.networks.ema, self.bridge, config, self.held_out, False).record()
+
+    def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
+        """Back to a good checkpoint, with another order of the data from there on.
+
+        After steps that were skipped the networks are still good: the newest. After bad pictures: the best.
+        """
+        guard = self.guard
+        bad_pictures = not guard.in_a_row
+        guard.roll_back(step, reason, self.config.train)
+        state = (bad_pictures and self.checkpoints.load_best(guard.best_step)) or self.checkpoints.load()
+        if state is None:
+            raise TrainingFailed(f"step {step}: {reason}; there is no checkpoint yet to go back to")
+        self._restore(state)
+        # What was counted stays counted; only the networks are those of before.
+        self.guard = dataclasses.replace(guard, best=self.guard.best, best_step=self.guard.best_step)
+        self.team.wait()  # until all have read theirs
+        self.checkpoints.forget_after(self.step)
+        log.event(step, "rollback", reason=reason, to=self.step, rollbacks=guard.rollbacks)
+        log.forget_after(self.step)
+        self.save()
+        message = f"step {step}: {reason}. Back to step {self.step}, rollback {guard.rollbacks}"
+        warnings.warn(f"{message} of {self.config.train.max_rollbacks}", stacklevel=2)
+
+    # ------------------------------------------------------------ files
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; the older ones stay valid until it is whole."""
+        with together():
+            self.checkpoints.save(self._state())
+        self._newest = self.checkpoints.numbered()[:1]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": self.config.model_dump(),
+            "networks": self.networks.state_dict(),
+            "optimizer_d": self.optimizers.d.state_dict(),
+            "optimizer_g": self.optimizers.g.state_dict(),
+            "guard": self.guard.state(),
+            "threads": torch.get_num_threads(),
+            "processes": self.team.size,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.networks.load_state_dict(state["networks"])
+            self.optimizers.d.load_state_dict(state["optimizer_d"])
+            self.optimizers.g.load_state_dict(state["optimizer_g"])
+            self.guard, self.step = Guard(**state["guard"]), state["step"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"the checkpoint of step {state.get('step')} in {self.checkpoints.folder} doesn't fit: "
+                f"{' '.join(str(error).split())[:200]}; delete the folder to start this run anew"
+            ) from None
+        now = {"threads": torch.get_num_threads(), "processes": self.team.size}
+        before = {"processes": 1} | {name: state[name] for name in now if name in state}
+        if self.device.type != "cpu":  # there the number of threads changes nothing
+            before["threads"] = now["threads"]
+        other = [name for name in now if before[name] != now[name]]
+        if other and not self.finished:
+            changes = " and ".join(f"{now[name]} {name} where {before[name]} were used" for name in other)
+            warnings.warn(f"going on with {changes}: equal to the uninterrupted run up to rounding only", stacklevel=3)
+
+    def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
+        """Write the EMA generator as safetensors, weights in fp16, with configuration and provenance."""
+        ema = self.networks.ema
+        tensors = ema.state_dict() | {name: weight.half() for name, weight in ema.named_parameters()}
+        save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
+
+    def history(self) -> list[dict[str, Any]]:
+        """The reports of all steps so far, from metrics.jsonl."""
+        return read_lines(self.metrics)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations on the way: step, and what `measure_generator` returns."""
+        return read_lines(self.folder / "evaluations.jsonl")
+
+    def _samples(self, step: int) -> Path:
+        made = sample(self.networks.ema, self.bridge, self.sample_captions, count=4, seed=0)
+        path = self.folder / "samples" / f"step_{step:06d}.png"
+        return save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(step)})
+
+    def _lock(self) -> FileLock:
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"another process is training in {self.folder}: stop it first, or choose another folder"
+            ) from None
+        return lock
+
+    def _check_folder(self, allow_changes: bool) -> None:
+        path, keys = self.folder / "config.json", {}
+        if path.is_file() and not allow_changes:
+            before = recorded_config(json.loads(path.read_text()))
+            keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
+            if keys and self.checkpoints.numbered():
+                listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
+                raise ConfigError(
+                    f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set these "
+                    "keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder to start "
+                    "anew"
+                )
+        with ExitStack() as stack:
+            if keys:  # of a run without a checkpoint, which may be under way
+                stack.callback(self._lock().release)
+            write_json(path, self.config.model_dump())

@@ -1,0 +1,1 @@
+"""From a caption to pictures, files of pictures, and back."""

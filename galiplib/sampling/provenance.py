@@ -1,0 +1,154 @@
+"""Where a picture comes from: the weights' name and fingerprint, written into every PNG and read back from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..checkpoints.store import FOLDER as CHECKPOINTS
+from ..files import WeightsError
+from ..images import Picture, save_png
+from ..systems.galip import Generator
+from .recipe import Recipe
+
+KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings", "precision")
+NOT_NOTED = {"precision": "fp32"}  # in older files
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The weights that made a picture.
+
+    Attributes:
+        checkpoint: "mini" or the path they were loaded from.
+        weights: fingerprint of generator and CLIP, see `fingerprint`.
+        ema: the averaged weights of a run, rather than those in training.
+        precision: "fp32", or "bf16" after `fast.to_bf16`.
+    """
+
+    checkpoint: str
+    weights: str
+    ema: bool = True
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, generator: Generator, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
+        """Of a generator that was loaded from `checkpoint`."""
+        return cls(str(checkpoint), fingerprint(generator), ema, precision)
+
+    def check(self, generator: Generator, png: str | Path) -> None:
+        """Raises WeightsError if these are not the generator's weights; `png` is the file that asks for them."""
+        if fingerprint(generator) != self.weights:
+            raise WeightsError(
+                f"the weights in {self.checkpoint} are not those that made {png}: it was trained on or replaced since. "
+                "Say where they lie now: replay(png, checkpoint=...)"
+            )
+
+    def metadata(self, recipe: Recipe) -> dict[str, str]:
+        """The text of a picture's PNG: `KEYS`; `settings` is JSON."""
+        return {
+            "caption": recipe.caption,
+            "seed": str(recipe.seed),
+            "checkpoint": self.checkpoint,
+            "weights": self.weights,
+            "averaged": "yes" if self.ema else "no",
+            "settings": json.dumps(recipe.settings, ensure_ascii=False),
+            "precision": self.precision,
+        }
+
+
+def fingerprint(generator: Generator) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over generator, its CLIP, and the size of its pictures."""
+    digest = hashlib.sha256(str(generator.image_size).encode())
+    for module in (generator, generator.bridge.model):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def save_picture(image: Picture, path: str | Path, recipe: Recipe, origin: Origin) -> Path:
+    """Write one picture as a PNG that `replay` makes again; never over another file.
+
+    A file that holds this very picture already stays as it is.
+
+    Raises:
+        FileExistsError: for a file that holds anything else.
+        OSError: if the file can't be written; the message names it.
+    """
+    path = Path(path)
+    if not is_there(path, origin.metadata(recipe)):
+        save_png(image, path, origin.metadata(recipe))
+    return path
+
+
+def is_there(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Whether a PNG of this origin lies there already.
+
+    Raises:
+        FileExistsError: if something else does.
+    """
+    if not path.exists():
+        return False
+    try:
+        found = read_text(path)
+    except ValueError:
+        found = {}
+    if found == dict(metadata):
+        return True
+    differs = [key for key in KEYS if found.get(key) != metadata[key]] if found else ["no picture of galiplib"]
+    raise FileExistsError(
+        f"{path} is there already and holds something else ({', '.join(differs)}): choose another name or move it away"
+    )
+
+
+def read_text(png: str | Path) -> dict[str, str]:
+    """What `Origin.metadata` wrote. Raises ValueError, naming the file, if it is no PNG with a recipe."""
+    try:
+        with Image.open(png) as picture:
+            text = NOT_NOTED | dict(getattr(picture, "text", {}))
+    except UnidentifiedImageError:
+        raise ValueError(f"{png} is no picture") from None
+    except (OSError, SyntaxError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{png} is damaged: {error}") from None
+    if missing := [key for key in KEYS if key not in text]:
+        raise ValueError(
+            f"{png} doesn't say how it was made (no {', '.join(missing)} in it): a PNG of `galip sample`, "
+            "`save_picture` or the panel does, if no other program has saved it again"
+        )
+    return {key: text[key] for key in KEYS}
+
+
+def read_png(png: str | Path) -> tuple[Recipe, Origin]:
+    """A PNG's recipe and the weights it was made with. Raises ValueError as `read_text`."""
+    text = read_text(png)
+    try:
+        recipe = Recipe.of({"caption": text["caption"], "seed": int(text["seed"]), **json.loads(text["settings"])})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{png} doesn't hold a valid recipe: {error}") from None
+    return recipe, Origin(text["checkpoint"], text["weights"], text["averaged"] == "yes", text["precision"])
+
+
+def file_name(recipe: Recipe) -> str:
+    """A name for the picture that tells captions and seeds, safe on every file system; other settings as a hash."""
+    words = "_".join(re.findall(r"[a-z0-9]+", recipe.caption.lower()))[:60].strip("_") or "picture"
+    extra = json.dumps([recipe.caption, recipe.settings]) if recipe.settings or words == "picture" else ""
+    tail = f"_{hashlib.sha256(extra.encode()).hexdigest()[:6]}" if extra else ""
+    return f"{words}_seed{recipe.seed}{tail}.png"
+
+
+def find_checkpoints(folder: str | Path = "outputs") -> list[Path]:
+    """The run folders with a checkpoint, and the authors' state_epoch_*.pth, anywhere below a folder."""
+    folder = Path(folder)
+    runs = {path.parent.parent for path in folder.glob(f"**/{CHECKPOINTS}/step_*.pt")}
+    return sorted(runs) + sorted(folder.glob("**/state_epoch_*.pth"))

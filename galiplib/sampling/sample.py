@@ -1,0 +1,308 @@
+"""From recipes to pictures, and from a picture file back to its recipe. No widgets and no files but PNGs in here.
+
+On a CPU every picture passes through the network alone unless a batch size is given: so caption, seed and weights
+decide it bit for bit, whatever is drawn along with it. In batches it is equal up to rounding (the kernels of a
+convolution depend on the batch), as it is on another machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoints.loading import load_generator
+from ..clip.bridge import CLIP, ClipBridge
+from ..images import check_finite, to_uint8
+from ..systems.galip import Generator
+from .bf16 import to_bf16
+from .provenance import read_png
+from .recipe import Recipe, check_caption
+
+MAX_COUNT = 4096  # pictures of one caption: more is a slip of the keyboard
+GPU_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures with what they were made from; entry i of each belongs to picture i.
+
+    Attributes:
+        images: (N, 3, H, W) float on the CPU, clamped to [-1, 1].
+        recipes: N recipes.
+        scores: N cosines of picture and caption in CLIP's eyes, where `rank` made them.
+    """
+
+    images: Tensor
+    recipes: list[Recipe]
+    scores: list[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def captions(self) -> list[str]:
+        """N captions; those of mixtures tell the shares."""
+        return [recipe.text for recipe in self.recipes]
+
+    @property
+    def seeds(self) -> list[int]:
+        """N seeds of the noise."""
+        return [recipe.seed for recipe in self.recipes]
+
+
+def sample(
+    generator: Generator,
+    bridge: ClipBridge,
+    captions: str | Sequence[str],
+    count: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **settings: float | int | str | None,
+) -> Samples:
+    """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
+
+    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions;
+    but for `conditioning: recurrent-reference`, which warns of it.
+
+    Args:
+        batch_size: pictures that pass through the network together; see `draw`.
+        progress: show a bar.
+        settings: more of a `Recipe`, the same for all: truncation, towards and share, seed_b and turn, late and
+            late_from.
+
+    Raises:
+        ValueError: for an empty caption, or a count, seed, batch size or setting out of range.
+        FloatingPointError: for pictures with NaN or infinity in them.
+    """
+    return collect(generator, bridge, recipes_of(captions, count, seed, **settings), batch_size, progress)
+
+
+def recipes_of(
+    captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: float | int | str | None
+) -> list[Recipe]:
+    """The recipes of `sample`; raises ValueError as it does."""
+    texts = [captions] if isinstance(captions, str) else list(captions)
+    if not texts:
+        raise ValueError("no caption: write what the picture should show")
+    check_count(count)
+    for index, text in enumerate(texts):
+        check_caption(text, "the caption" if len(texts) == 1 else f"caption {index}")
+    return [Recipe.of({"caption": text, "seed": seed + i, **settings}) for text in texts for i in range(count)]
+
+
+def check_count(count: int, name: str = "count", least: int = 1) -> None:
+    """Raises ValueError for a number of pictures that is out of range or no whole number."""
+    if not isinstance(count, int) or not least <= count <= MAX_COUNT:
+        raise ValueError(f"{name} must lie between {least} and {MAX_COUNT}, not {count}")
+
+
+def interpolate(
+    generator: Generator,
+    bridge: ClipBridge,
+    caption_a: str,
+    caption_b: str | None = None,
+    steps: int = 8,
+    seed: int = 0,
+    seed_b: int | None = None,
+    truncation: float = 1.0,
+) -> Samples:
+    """Walk from one caption to another in a straight line between their sentences, from one noise to another on an arc.
+
+    Without `caption_b` the caption holds still, without `seed_b` the noise does.
+
+    Returns:
+        `steps` pictures, the first of `caption_a` and `seed`, the last of `caption_b` and `seed_b`.
+
+    Raises:
+        ValueError: for an empty caption, or fewer than two or more than MAX_COUNT steps.
+        FloatingPointError: for pictures with NaN or infinity in them.
+    """
+    return collect(generator, bridge, walk(caption_a, caption_b, steps, seed, seed_b, truncation))
+
+
+def walk(
+    caption_a: str, caption_b: str | None, steps: int, seed: int = 0, seed_b: int | None = None, truncation: float = 1.0
+) -> list[Recipe]:
+    """The recipes of `interpolate`; raises ValueError as it does."""
+    check_count(steps, "steps", least=2)
+    shares = torch.linspace(0, 1, steps).tolist()
+    made = []
+    for share in shares:
+        captions = {} if caption_b is None else {"towards": caption_b, "share": share}
+        noises = {} if seed_b is None else {"seed_b": seed_b, "turn": share}
+        made.append(Recipe(caption_a, seed, truncation, **captions, **noises))
+    return made
+
+
+def rank(
+    generator: Generator, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
+    progress: bool = False, **settings: float | int | str | None,
+) -> Samples:  # fmt: skip
+    """Draw `make` pictures of a caption and keep the `keep` that CLIP finds most like it, best first.
+
+    The score is the cosine of the picture's and the caption's CLIP embeddings: how well they fit in the eyes of
+    `bridge`. Where that is the CLIP whose similarity the generator was trained on, it says what pleases that CLIP,
+    and hardly anything about how sharp or true a picture is.
+
+    Raises:
+        ValueError: as `sample`, and for a `keep` outside 1 .. `make`.
+    """
+    check_count(make, "make")
+    if not isinstance(keep, int) or not 1 <= keep <= make:
+        raise ValueError(f"keep must lie between 1 and the {make} pictures made, not {keep}")
+    return nearest(bridge, sample(generator, bridge, caption, make, seed, progress=progress, **settings), keep)
+
+
+@torch.inference_mode()
+def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
+    """The pictures whose CLIP embeddings have the largest cosines with their sentences', best first."""
+    sentence_of = _Sentences(bridge, made.recipes)
+    scores = []
+    for image, recipe in zip(made.images, made.recipes, strict=True):
+        embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1].float()  # (1, E)
+        scores.append(F.cosine_similarity(embedding, sentence_of(recipe)[None].float()).item())
+    best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
+    return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
+
+
+# ---------------------------------------------------------------- the network
+
+
+def collect(
+    generator: Generator,
+    bridge: ClipBridge,
+    recipes: Sequence[Recipe],
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Samples:
+    """All pictures of `draw` together; `progress` shows a bar."""
+    with tqdm(total=len(recipes), desc="pictures", delay=1, disable=not progress) as bar:
+        parts = []
+        for part in draw(generator, bridge, recipes, batch_size):
+            parts.append(part)
+            bar.update(len(part))
+    return Samples(torch.cat(parts), list(recipes))
+
+
+def draw(
+    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None
+) -> Iterator[Tensor]:
+    """Yield the recipes' pictures, (B, 3, H, W) on the CPU, clamped to [-1, 1], a batch at a time.
+
+    Args:
+        batch_size: by default 1 on a CPU, so that nothing but its recipe decides a picture, elsewhere 32. Larger
+            batches are faster with small networks. (A generator of kind recurrent-reference computes one condition
+            for the whole batch, as RATLIP's published code does: alone, its pictures are their own.)
+
+    Raises:
+        ValueError: for a batch size below one, a caption of which the CLIP knows no word, a block that isn't there.
+        FloatingPointError: for pictures with NaN or infinity in them.
+    """
+    weight = next(generator.parameters())
+    if batch_size is None:
+        batch_size = 1 if weight.device.type == "cpu" else GPU_BATCH
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    blocks = len(generator.blocks)
+    if (latest := max((recipe.late_from for recipe in recipes), default=0)) > blocks:
+        raise ValueError(f"late_from must lie between 0 and {blocks}, the number of generator blocks, not {latest}")
+    sentence_of = _Sentences(bridge, recipes)
+    for part in _batches(recipes, batch_size):
+        with torch.inference_mode():
+            noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
+            sentence = torch.stack([sentence_of(recipe) for recipe in part]).to(weight)  # (B, E)
+            late = None
+            if part[0].late:
+                late = noise, torch.stack([sentence_of.encoded(recipe.late) for recipe in part]).to(weight)
+            images = generator(noise, sentence, late, part[0].late_from).float().cpu()
+        check_finite(images)
+        yield images.clamp(-1, 1)
+
+
+def _batches(recipes: Sequence[Recipe], batch_size: int) -> Iterator[list[Recipe]]:
+    """Neighbours of which the same blocks get a caption of their own, at most `batch_size` of them."""
+    for _, alike in groupby(recipes, key=lambda recipe: (bool(recipe.late), recipe.late_from)):
+        waiting = list(alike)
+        for start in range(0, len(waiting), batch_size):
+            yield waiting[start : start + batch_size]
+
+
+class _Sentences:
+    """Recipe -> sentence embedding (E,). All captions are checked at once, each is encoded once and alone when needed.
+
+    Warns of words that are not read.
+    """
+
+    def __init__(self, bridge: ClipBridge, recipes: Iterable[Recipe]) -> None:
+        self.bridge, self.found = bridge, {}
+        self.tokens = {}  # caption -> (1, context)
+        for text in dict.fromkeys(text for recipe in recipes for text in recipe.captions):
+            if unread := bridge.unread(text):
+                shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
+                room = f"longer than the {bridge.context_length} tokens that CLIP reads"
+                warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
+            self.tokens[text] = bridge.tokenize(text)
+
+    def encoded(self, text: str) -> Tensor:
+        """Caption -> (E,)."""
+        if text not in self.found:
+            tokens = self.tokens[text].to(self.bridge.pixel_mean.device)
+            self.found[text] = self.bridge.encode_text(tokens)[0]
+        return self.found[text]
+
+    def __call__(self, recipe: Recipe) -> Tensor:
+        first = self.encoded(recipe.caption)  # (E,)
+        return torch.lerp(first, self.encoded(recipe.towards), recipe.share) if recipe.share else first
+
+
+# ---------------------------------------------------------------- a picture made again
+
+
+def replay(png: str | Path, checkpoint: str | Path | None = None, clip_model: CLIP | None = None) -> Samples:
+    """Make a picture again from the caption, seed, settings and checkpoint noted in its file.
+
+    Args:
+        png: a file of `save_picture`, `galip sample` or the panel.
+        checkpoint: where the weights lie now, if they were moved; what they hold is compared all the same.
+        clip_model: as for `load_generator`.
+
+    Returns:
+        the one picture. On the machine that made it, it is identical to the file, pixel by pixel; where it is not
+        (other versions, another processor), a warning says by how much.
+
+    Raises:
+        ValueError: for a file without a recipe; WeightsError: for a checkpoint that is gone or has changed.
+    """
+    recipe, origin = read_png(png)
+    if checkpoint is not None:
+        origin = dataclasses.replace(origin, checkpoint=str(checkpoint))
+    generator = load_generator(origin.checkpoint, clip_model, ema=origin.ema)
+    origin.check(generator, png)
+    if origin.precision == "bf16":
+        to_bf16(generator)
+    made = collect(generator, generator.bridge, [recipe])
+    with Image.open(png) as picture:
+        before = np.asarray(picture.convert("RGB")).astype(int)  # (H, W, 3)
+    now = to_uint8(made.images)[0]
+    if before.shape != now.shape:
+        warnings.warn(f"{png} was resized since: made again at {now.shape[1]} x {now.shape[0]}", stacklevel=2)
+    elif changed := int((before != now).sum()):
+        most = abs(before - now).max()
+        warnings.warn(
+            f"{changed} of {now.size} values differ from {png}, by {most} of 255 at most: made with other versions "
+            "or on another processor, or edited since",
+            stacklevel=2,
+        )
+    return made

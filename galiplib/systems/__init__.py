@@ -1,0 +1,1 @@
+"""The text-to-image GANs, one a file."""
