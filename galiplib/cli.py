@@ -24,7 +24,7 @@ from .data import datasets
 from .data.shard_writing import PER_SHARD, check_shards, make_shards
 from .distributed import ProcessLost
 from .evaluation import compare, measure_folder, measure_generator
-from .files import WeightsError, write_json
+from .files import WeightsError, write_atomically, write_json
 from .runs.guards import TrainingFailed
 from .runs.interrupts import Stopped
 from .runs.run import Run
@@ -103,9 +103,14 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def compare_checkpoints(args: argparse.Namespace) -> None:
     """Measure several generators by one protocol: a table as .csv, .md and .png, with published figures beside it."""
+    from .course.plotting import draw_comparison
+
     config = configure(args)
     clip_model = load_clip(args.clip) if args.clip else None
-    print(compare(args.weights, config, folder=args.out, clip_model=clip_model).markdown())
+    found = compare(args.weights, config, folder=args.out, clip_model=clip_model)
+    figure = draw_comparison(found)
+    write_atomically(args.out / "comparison.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
+    print(found.markdown())
 
 
 def data(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from galiplib.course.plotting import draw_comparison
 from galiplib.evaluation import Comparison, EvaluationError, compare
 from galiplib.evaluation.comparison import label_of, published
 from galiplib.files import WEIGHTS, WeightsError
@@ -62,7 +63,8 @@ def test_compare_checkpoints_and_an_export(tiny_config, tmp_path, monkeypatch):
     assert saved.loc["shipped", "ssim"] == pytest.approx(found.table.loc["shipped", "ssim"])
     assert saved.loc["shipped", "clip_similarity_error"] > 0
     assert (tmp_path / "out" / "comparison.md").read_text() == found.markdown() + "\n"
-    width, height = Image.open(tmp_path / "out" / "comparison.png").size
+    draw_comparison(found).savefig(tmp_path / "comparison.png", dpi=150)
+    width, height = Image.open(tmp_path / "comparison.png").size
     assert width > 1000 and height > 500
 
     def again(*args):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -331,6 +333,51 @@ def accuracy_bars(results: Mapping) -> Figure:
     ax.tick_params(axis="x", length=0)
     ax.set_title("What the caption names and the judge sees")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
+    return figure
+
+
+class Compared(Protocol):
+    """Of a comparison: values and standard errors, models x measures, and what they are called."""
+
+    table: pd.DataFrame
+    errors: pd.DataFrame
+    measured: list[str]  # the models that were measured; the others are quoted
+    real: str  # the row of the real pictures
+
+    def titles(self) -> dict[str, str]: ...
+
+
+@styled
+def draw_comparison(found: Compared) -> Figure:
+    """A panel a measure, a row a model: real pictures as a dashed line, quotes hollow."""
+    table, errors, titles, real = found.table, found.errors, found.titles(), found.real
+    keys = list(table)
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    models = [label for label in table.index if label != real]
+    height = rows * (0.75 + 0.3 * len(models)) + 0.5
+    size = (3.6 * columns + 1.2, height)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for index, (ax, key) in enumerate(zip(axes.flat, keys, strict=False)):
+        for place, label in enumerate(models):
+            value, error = table.loc[label, key], errors.loc[label, key]
+            if pd.isna(value):
+                continue
+            own = label in found.measured
+            style = {"color": BLUE} if own else {"color": GREY, "markerfacecolor": "white"}
+            ax.errorbar(value, place, xerr=None if pd.isna(error) else error, fmt="o", capsize=3, **style)
+        if real in table.index and not pd.isna(table.loc[real, key]):
+            ax.axvline(table.loc[real, key], color=ORANGE, linestyle="--", linewidth=1.3)
+        left = index % columns == 0
+        names = ["\n".join(textwrap.wrap(label, 26)) for label in models] if left else [""] * len(models)
+        ax.set_yticks(range(len(models)), names)
+        ax.set_ylim(len(models) - 0.5, -0.5)
+        ax.set_title(titles[key], fontsize=10)
+        ax.margins(x=0.15)
+    for ax in axes.flat[len(keys) :]:
+        ax.axis("off")
+    if real in table.index:
+        figure.supxlabel("dashed: real pictures", fontsize=9.5, color=GREY)
     return figure
 
 

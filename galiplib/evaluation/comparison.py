@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..build import held_out_splits, make_data
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP
 from ..config import Config, load_config
-from ..course.comparison_figure import draw_comparison
 from ..files import write_atomically, write_json
 from .evaluate import measure_generator
 from .ranges import EvaluationError
@@ -73,6 +71,7 @@ class Comparison:
 
     records: dict[str, dict[str, Any]]
     quotes: dict[str, dict[str, float]]
+    real: ClassVar[str] = REAL  # the row of the real pictures
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -142,19 +141,13 @@ class Comparison:
             parts.append("Quoted rows are published figures of other protocols: orientation, no comparison.")
         return " ".join(parts)
 
-    @cached_property
-    def figure(self) -> Figure:
-        """A panel a measure: the checkpoints with their errors, the real pictures as a line, quotes hollow."""
-        return draw_comparison(self.table, self.errors, self.titles(), self.measured, REAL)
-
     def save(self, folder: str | Path, name: str = "comparison") -> list[Path]:
-        """Write NAME.csv, NAME.md and NAME.png; returns their paths."""
-        paths = [Path(folder) / f"{name}.{end}" for end in ("csv", "md", "png")]
+        """Write NAME.csv and NAME.md; returns their paths."""
+        paths = [Path(folder) / f"{name}.{end}" for end in ("csv", "md")]
         errors = self.errors.dropna(axis=1, how="all").add_suffix("_error")
         both = pd.concat([self.table, errors], axis=1)
         write_atomically(paths[0], lambda stream: stream.write(both.to_csv(index_label="model").encode()))
         write_atomically(paths[1], lambda stream: stream.write((self.markdown() + "\n").encode()))
-        write_atomically(paths[2], lambda stream: self.figure.savefig(stream, format="png", dpi=150))
         return paths
 
     def _repr_html_(self) -> str:
@@ -172,13 +165,13 @@ def compare(
     clip_model: CLIP | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Measure several generators by one protocol -> a table, a figure, and files.
+    """Measure several generators by one protocol -> a table, and files.
 
     Args:
         checkpoints: whatever `load_generator` takes (run folders, checkpoints, exports, authors' files), with labels
             if it is a mapping; EMA weights are taken where there are any.
         profile: a profile's name, or a configuration: its `data` and `eval` say what is measured, on how much.
-        folder: comparison.csv, .md and .png go there, and every evaluation: called again, only new ones are made.
+        folder: comparison.csv and .md go there, and every evaluation: called again, only new ones are made.
         quote: put published figures of the data set beside them; by default where they are of the same CLIP.
         clip_model: for authors' files, which lack one.
 
