@@ -8,7 +8,6 @@ and keys are errors that list the valid ones.
 from __future__ import annotations
 
 import difflib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -177,12 +176,12 @@ class Config(Section):
 
 SECTIONS = ("data", "clip", "model", "train", "eval")
 YAML = (".yaml", ".yml")
+PROFILES = Path(__file__).parent / "profiles"
 
 
 def profiles() -> list[str]:
     """The names of the profiles that ship with the package."""
-    names = [path.name for path in resources.files("galiplib.profiles").iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
 def folder_of(profile: str) -> str:
@@ -241,7 +240,7 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
 def _read(profile: str) -> dict[str, Any]:
     """The content of a profile's file."""
     if profile in profiles():
-        text = resources.files("galiplib.profiles").joinpath(f"{profile}.yaml").read_text()
+        text = (PROFILES / f"{profile}.yaml").read_text()
     elif profile.endswith(YAML) and Path(profile).is_file():
         text = Path(profile).read_text()
     else:

@@ -1,10 +1,11 @@
+import clip
 import pytest
 import torch
 import torch.nn.functional as F
 
 from galiplib.clip import files as clip_files
 from galiplib.clip import training as clip_training
-from galiplib.clip.bridge import CLIP, ClipBridge, clip, default_prompt_layers, default_taps, run_block
+from galiplib.clip.bridge import CLIP, ClipBridge, default_prompt_layers, default_taps, run_block
 from galiplib.config import load_config
 from galiplib.data import minibirds
 from galiplib.data.batches import CaptionIndex

@@ -3,12 +3,13 @@
 import urllib.error
 import warnings
 
+import clip
 import pytest
 import torch
 from torch import nn
 
 import galiplib
-from galiplib.clip.bridge import CLIP, ClipBridge, clip
+from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.files import WeightsError
 
 

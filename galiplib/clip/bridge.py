@@ -13,13 +13,9 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from clip.model import CLIP
+from clip.simple_tokenizer import SimpleTokenizer
 from torch import Tensor, nn
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    import clip
-    from clip.model import CLIP
-    from clip.simple_tokenizer import SimpleTokenizer
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own preprocessing, for pixels in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -146,28 +142,25 @@ class ClipBridge(nn.Module):
             if not text.strip():
                 raise ValueError(f"caption {index} is empty: write what the picture should show")
         self._need_whole("captions")
-        vocabulary = getattr(self.model, "vocabulary", None)
-        if vocabulary is None:
-            return clip.tokenize(captions, context_length=self.context_length, truncate=True).long()
-        return self._tokenize_small(captions, {bpe: index for index, bpe in enumerate(vocabulary)})
-
-    def _tokenize_small(self, captions: list[str], index_of: dict[int, int]) -> Tensor:
-        tokenizer = bpe_tokenizer()
+        tokenizer, vocabulary = bpe_tokenizer(), getattr(self.model, "vocabulary", None)
+        index_of: dict[int, int] | range = range(len(tokenizer.encoder))  # OpenAI's know every piece by its number
+        if vocabulary is not None:
+            index_of = {bpe: index for index, bpe in enumerate(vocabulary)}
         start, end = (index_of[tokenizer.encoder[mark]] for mark in ("<|startoftext|>", "<|endoftext|>"))
         rows, unknown = torch.zeros(len(captions), self.context_length, dtype=torch.long), set()
         for row, text in zip(rows, captions, strict=True):
             pieces = tokenizer.encode(text)
             known = [index_of[piece] for piece in pieces if piece in index_of]
             if len(known) < len(pieces):
-                unknown |= {word for word in text.split() if not set(tokenizer.encode(word)) <= index_of.keys()}
+                unknown |= {word for word in text.split() if not all(p in index_of for p in tokenizer.encode(word))}
             if not known:
-                raise ValueError(f"this small CLIP knows none of the words of {text!r}")
+                raise ValueError(f"this CLIP knows none of the words of {text!r}")
             ids = [start, *known[: self.context_length - 2], end]
             row[: len(ids)] = torch.tensor(ids)
         if unknown:
             words = sorted(unknown)
             shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
-            warnings.warn(f"words this small CLIP never saw are left out: {shown}", stacklevel=3)
+            warnings.warn(f"words this small CLIP never saw are left out: {shown}", stacklevel=2)
         return rows
 
     def unread(self, caption: str) -> str:

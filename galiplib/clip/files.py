@@ -7,11 +7,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import clip
 import torch
 from torch import Tensor
 
 from ..files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights
-from .bridge import CLIP, clip
+from .bridge import CLIP
 
 SHIPPED = WEIGHTS / "clip_mini.safetensors"
 KIND = "galiplib clip"

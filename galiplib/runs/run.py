@@ -43,7 +43,6 @@ from ..compiling import compile_for_training
 from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
 from ..data.batches import Source, TrainingData
 from ..distributed import Team, check_batch, in_touch, together
-from ..evaluation import EvaluationError, distance_of, measure_generator
 from ..files import WeightsError, save_weights, write_json
 from ..images import contact_sheet, save_png
 from ..sampling.sample import sample
@@ -279,6 +278,8 @@ class Run:
 
     def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
         """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
+        from ..evaluation import EvaluationError, distance_of  # torchmetrics takes as long to load as torch
+
         settings = self.config.train
         for report in reports:
             report = dataclasses.replace(report, rollbacks=self.guard.rollbacks)
@@ -313,6 +314,8 @@ class Run:
 
     def _measure(self) -> dict[str, Any]:
         """An evaluation on the way: fewer pictures, and only what is quick."""
+        from ..evaluation import measure_generator
+
         quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
         config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
         return measure_generator(self.networks.ema, self.bridge, config, self.held_out, False).record()

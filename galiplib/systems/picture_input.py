@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
 from ..augmentation import draw
 from ..blocks import SLOPE
@@ -154,6 +153,8 @@ class RandomResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        from torchvision.models import resnet50  # as long to load as torch
+
         self.network = resnet50(weights=None).requires_grad_(False)
         self.width = 1000
 
