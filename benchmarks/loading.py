@@ -18,8 +18,8 @@ from torchvision import transforms
 
 import measure
 from galiplib.data import minibirds
-from galiplib.data.batches import to_images
 from galiplib.data.datasets import Photos, open_dataset
+from galiplib.images import to_images
 
 BATCH = 32
 

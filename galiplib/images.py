@@ -1,4 +1,4 @@
-"""Pictures for people: pixels, contact sheets, PNG files."""
+"""Pictures: the one place where their range of values changes, contact sheets, PNG files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,44 @@ from torch import Tensor
 from .files import write_atomically
 
 Picture = Image.Image | Tensor | np.ndarray
+
+
+class EvaluationError(ValueError):
+    """Something that can't be measured; the message says what and where."""
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_range(images: Tensor, wanted: str = "signed", numbers: Sequence[int] | None = None) -> Tensor:
+    """Images (B, 3, H, W), float and about [-1, 1], in the range that a measure wants.
+
+    What lies outside [-1, 1] is cut off, as when a picture is shown or saved: the generator has no tanh.
+
+    Args:
+        wanted: "signed": float in [-1, 1] (judge, CLIP bridge); "unit": float in [0, 1] (torchmetrics, pyiqa);
+            "byte": uint8 in 0..255, rounded (InceptionV3).
+        numbers: of the pictures, for the message; by default from 0 on.
+
+    Raises:
+        EvaluationError: for a picture with a value that is not finite, by its number.
+        ValueError: for an unknown range.
+    """
+    bad = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        number = bad[0] if numbers is None else numbers[bad[0]]
+        raise EvaluationError(f"picture {number} is not finite ({len(bad)} of {len(images)} aren't)")
+    signed = images.float().clamp(-1, 1)
+    match wanted:
+        case "signed":
+            return signed
+        case "unit":
+            return signed * 0.5 + 0.5
+        case "byte":
+            return ((signed + 1) * 127.5).round().to(torch.uint8)
+    raise ValueError(f"unknown range {wanted!r}: one of signed, unit, byte")
 
 
 def check_finite(images: Tensor) -> None:
@@ -41,10 +79,8 @@ def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
         raise ValueError(f"pictures of shape {tuple(images.shape)} and {images.dtype}: {expected}")
     if ready:
         return images.numpy()
-    images = images.float()
     check_finite(images)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round()  # (N, 3, H, W)
-    return pixels.byte().permute(0, 2, 3, 1).numpy()
+    return to_range(images, "byte").permute(0, 2, 3, 1).numpy()
 
 
 def contact_sheet(

@@ -19,9 +19,9 @@ from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import EvalConfig, ModelConfig
 from galiplib.data import minibirds
-from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError
 from galiplib.evaluation.judge import FEATURES, JUDGED, load_judge
+from galiplib.images import to_images
 from galiplib.systems.galip import Generator
 
 IMAGES = 600  # halves of halves still have more pictures than the judge has features

@@ -12,9 +12,10 @@ from galiplib.build import make_bridge
 from galiplib.course import checks_explorations as checks
 from galiplib.course import plots_explorations
 from galiplib.data import minibirds
-from galiplib.data.batches import TrainingData, to_images
+from galiplib.data.batches import TrainingData
 from galiplib.evaluation.edits import Edits, make_edits, measure_edits
 from galiplib.evaluation.judge import JUDGED, load_judge
+from galiplib.images import to_images
 from galiplib.systems.picture_input import (
     ClipFeatures,
     FeatureGenerator,

@@ -8,9 +8,9 @@ from PIL import Image
 
 from galiplib import evaluation, load_generator
 from galiplib.data import minibirds
-from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError, evaluate_folder
 from galiplib.evaluation.judge import load_judge
+from galiplib.images import to_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from")
 

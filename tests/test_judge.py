@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from galiplib.data import minibirds
-from galiplib.data.batches import to_images
 from galiplib.evaluation import judge as judging
 from galiplib.evaluation.judge import JUDGED, Judge
 from galiplib.files import WeightsError
+from galiplib.images import to_images
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_other_picture_sizes(shipped):
 
 def test_shipped_file_says_how_it_was_made(shipped):
     record = shipped.provenance
-    assert record["command"].startswith("python -m galiplib.evaluation.judge --out ")
+    assert record["command"].startswith("python -m galiplib.judge --out ")  # where it lay then
     assert {"seed", "data", "steps", "torch"} <= set(record)
     for kind in ("seen", "held_out", "seen_blurred", "held_out_blurred"):
         assert set(record["accuracy"][kind]) == set(JUDGED)
@@ -117,12 +117,13 @@ def test_save_and_load(tmp_path):
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     path = tmp_path / "judge.safetensors"
-    with pytest.raises(WeightsError, match=r"judge\.safetensors.*python -m galiplib\.judge --out"):
+    command = r"python -m galiplib\.evaluation\.judge --out"
+    with pytest.raises(WeightsError, match=rf"judge\.safetensors.*{command}"):
         judging.load_judge(path)
     whole = judging.SHIPPED.read_bytes()
     for damaged in (b"", b"not weights", whole[: len(whole) // 2], b"\xff" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"judge\.safetensors.*damaged.*python -m galiplib\.judge --out"):
+        with pytest.raises(ValueError, match=rf"judge\.safetensors.*damaged.*{command}"):
             judging.load_judge(path)
     tensors = Judge().state_dict()
     judging.save_weights(path, "galiplib clip", tensors, {})

@@ -9,9 +9,9 @@ import torch
 from torchvision.models import squeezenet1_1
 
 from galiplib.data import minibirds
-from galiplib.data.batches import to_images
 from galiplib.evaluation import EvaluationError, pixel_measure
 from galiplib.evaluation.pixels import lpips_measure
+from galiplib.images import to_images
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ..config import ClipConfig, Config, DataConfig
 from ..data import minibirds
-from ..data.batches import CaptionIndex, Source, to_images
+from ..data.batches import CaptionIndex, Source
 from ..files import load_torch, write_atomically
+from ..images import to_images
 from ..precision import autocast
 from .bridge import CLIP, ClipBridge, bpe_tokenizer
 from .files import save_clip

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..clip.bridge import ClipBridge
+from ..images import to_images
 from .data_files import DataError
 from .disk_rows import Table
 from .embeddings import DEFAULT_FOLDER, digest_of, sentence_embeddings, unique_captions
@@ -37,11 +38,6 @@ class Source(Protocol):
 
         `random` draws crops and flips, `DRAWS` numbers a picture in their order, or nothing.
         """
-
-
-def to_images(pixels: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class CaptionIndex:

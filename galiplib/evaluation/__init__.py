@@ -4,6 +4,7 @@
 pictures (`metrics`, `frechet`, `pixels`, `given`), so that all of it runs offline on any features.
 """
 
+from ..images import EvaluationError, to_range
 from .comparison import Comparison, compare
 from .evaluate import Evaluation, distance_of, evaluate, measure_folder, measure_generator
 from .features import Extractor, extractor
@@ -24,7 +25,6 @@ from .measures import (
 )
 from .pixels import PixelMeasure, pixel_measure
 from .protocol import BATCH, Plan, evaluating, generate, noise_of, plan
-from .ranges import EvaluationError, to_range
 from .statistics_files import load_statistics, real_statistics, save_statistics
 
 __all__ = [

@@ -18,8 +18,8 @@ from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP
 from ..config import Config, load_config
 from ..files import write_atomically, write_json
+from ..images import EvaluationError
 from .evaluate import measure_generator
-from .ranges import EvaluationError
 
 REAL, QUOTED = "real pictures", "quoted"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..images import EvaluationError
 from .frechet import Moments, frechet_of
 from .measures import Measured, jackknife
-from .ranges import EvaluationError
 
 GROUPS = 10  # of real pictures, for halves and for standard errors
 SPLITS = 4  # ways to part the pictures in halves

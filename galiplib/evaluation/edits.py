@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..clip.bridge import ClipBridge
 from ..data import minibirds
-from ..data.batches import Source, to_images
+from ..data.batches import Source
+from ..images import to_images
 from ..systems.picture_input import PictureGenerator, pack
 from . import evaluating, noise_of, to_range
 from .judge import COLUMNS, JUDGED, Judge

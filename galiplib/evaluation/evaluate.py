@@ -23,6 +23,7 @@ from ..config import Config, EvalConfig
 from ..data import minibirds
 from ..data.batches import Source
 from ..distributed import together
+from ..images import EvaluationError
 from .crowds import Names, halved_distance
 from .features import Extractor, extractor
 from .folders import evaluate_folder
@@ -40,7 +41,6 @@ from .measures import (
 )
 from .passes import KEPT, Eyes, FakeSide, RealSide, batches
 from .protocol import Plan, draw, embed_captions, evaluating, plan
-from .ranges import EvaluationError
 from .rows import Rows
 from .statistics_files import load_statistics, real_statistics
 

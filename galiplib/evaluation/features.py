@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..clip.bridge import ClipBridge
 from ..files import load_torch
+from ..images import EvaluationError, to_range
 from .judge import Judge
-from .ranges import EvaluationError, to_range
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -13,7 +13,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
-from ..data.batches import Source, to_images
+from ..data.batches import Source
+from ..images import EvaluationError, to_images
 from .crowds import GROUPS, Names, halved_distance
 from .features import Extractor
 from .frechet import Moments, frechet_of
@@ -22,7 +23,6 @@ from .judge import JUDGED, Judge
 from .measures import cosines, kernel_distance, precision_recall, share_of
 from .passes import KEPT, Eyes
 from .protocol import BATCH, embed_captions, evaluating
-from .ranges import EvaluationError
 from .rows import Rows
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

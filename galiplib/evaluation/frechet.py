@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from .ranges import EvaluationError
+from ..images import EvaluationError
 
 
 class Statistics(NamedTuple):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..clip.bridge import ClipBridge
 from ..data import minibirds
+from ..images import EvaluationError, to_range
 from .judge import JUDGED, Judge
 from .measures import cosines, share_of
 from .protocol import BATCH, embed_captions, evaluating
-from .ranges import EvaluationError, to_range
 
 
 class Accuracy(NamedTuple):

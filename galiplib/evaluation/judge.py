@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import minibirds
-from ..data.batches import to_images
 from ..data.minibirds import ATTRIBUTES
 from ..files import WEIGHTS, WeightsError, load_weights, save_weights
+from ..images import to_images
 
 SHIPPED = WEIGHTS / "judge.safetensors"
 KIND = "galiplib judge"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ranges import EvaluationError
+from ..images import EvaluationError
 
 GROUPS = 10  # of samples, left out in turn for a standard error
 CHUNK = 2000  # rows of a distance matrix at once

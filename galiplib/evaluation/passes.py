@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
 from ..config import EvalConfig
-from ..data.batches import Source, to_images
+from ..data.batches import Source
 from ..distributed import together
+from ..images import to_images
 from .crowds import GROUPS
 from .features import Extractor, clip_extractor, judge_extractor
 from .frechet import Moments

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from .ranges import EvaluationError, to_range
+from ..images import EvaluationError, to_range
 
 MS_SSIM_SIDE = 176  # the least side for five scales and a window of 11 pixels, as torchmetrics counts
 LPIPS_NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}

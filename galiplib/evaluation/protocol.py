@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clip.bridge import ClipBridge
-from .ranges import EvaluationError, to_range
+from ..images import EvaluationError, to_range
 
 BATCH = 100  # pictures at once where nobody says otherwise; changes no result
 

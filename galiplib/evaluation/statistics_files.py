@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.batches import Source, to_images
+from ..data.batches import Source
 from ..files import write_atomically
+from ..images import EvaluationError, to_images
 from .features import Extractor
 from .frechet import Moments, Statistics
-from .ranges import EvaluationError
 
 FOLDER = Path("data") / "statistics"
 
