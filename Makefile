@@ -1,6 +1,7 @@
 # Every target works on a fresh clone: it sets up .venv first, once.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= logical
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -22,8 +23,8 @@ demo: $(STAMP)  ## the shortest way from nothing to pictures (ARGS="-p train_ste
 course: $(STAMP)  ## run all notebooks in order (ARGS="02 03" for some of them)
 	$(PY) -m galiplib.course run $(ARGS)
 
-test: $(STAMP)  ## run the tests (ARGS="-m 'not slow'" for the fast ones)
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests, a process a core, four at most (ARGS="-m 'not slow'" for the fast ones, WORKERS=0 for one process)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(ARGS)
@@ -42,12 +43,14 @@ bench: $(STAMP)  ## time training and sampling beside the authors' way (tables a
 	$(PY) benchmarks/attention.py
 	$(PY) benchmarks/growth.py
 
-lint: $(STAMP)  ## check the code's style and that the notebooks carry no outputs
+lint: $(STAMP)  ## check style and types of the code, and that the notebooks carry no outputs
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean:  ## remove .venv and caches; data/ and outputs/ stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("galiplib needs Python 3.11 or later: make setup PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread a process, of tests in parallel and of what they start
+
 import pytest
 import torch
 
