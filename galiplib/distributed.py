@@ -1,17 +1,17 @@
-"""Several processes that train one run together, each on a device of its own, by Hugging Face accelerate.
+"""Several processes that train one run together, each on a device of its own.
 
-Started by `torchrun`, `accelerate launch` or `notebook_launcher`, a run finds its companions by itself. With N
-processes each takes an N-th of every batch, and DDP averages the gradients: the mathematics is that of one process
-with the whole batch. Alone, nothing of this runs.
+Started by `torchrun`, `accelerate launch` or `runs.launch`, a run finds its companions by itself. With N processes each
+takes an N-th of every batch, and the gradients are averaged: the mathematics is that of one process with the whole
+batch. Alone, nothing of this runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,26 +20,15 @@ from torch import Tensor, nn
 from .config import ConfigError
 
 PATIENCE = timedelta(minutes=10)  # after which a process that waits for another gives up
-Result = TypeVar("Result")
+BUCKET = 25 * 2**20  # bytes of gradients that travel together, as in DDP
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the team is gone, or hasn't answered for `PATIENCE`."""
+    """Another of the run's processes is gone, or hasn't answered for `PATIENCE`."""
 
 
-class _Scope(nn.Module):
-    """Modules, and whatever is computed with them in one call, as the one forward pass that DDP wants to wrap."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.modules_inside = nn.ModuleList(modules)
-
-    def forward(self, compute: Callable[[], Result]) -> Result:
-        return compute()
-
-
-class Team:
-    """The processes of a run. Every method but `part` and `through` is to be called by all of them.
+class Workers:
+    """The processes of a run. Every method but `part` is to be called by all of them.
 
     Attributes:
         rank: this process's number.
@@ -48,28 +37,16 @@ class Team:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device, self.rank, self.size = torch.device(device), 0, 1
-        self._wrapped: dict[tuple[int, ...], nn.Module] = {}
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            self._gather_round()
-
-    def _gather_round(self) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-        on_cpu = self.device.type == "cpu"
-        # evaluation gathers from the CPU on GPUs too
-        backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
-        self._accelerator = Accelerator(
-            cpu=on_cpu,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(backend=backend, timeout=PATIENCE),
-                # every parameter that is trained gets a gradient in every pass, so none are searched for
-                DistributedDataParallelKwargs(find_unused_parameters=False),
-            ],
-        )
-        self.device = self._accelerator.device
-        self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
+        self.device, self.rank, self.size = torch.device(device), 0, int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1:
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(self.device)
+            if not dist.is_initialized():
+                # evaluation gathers from the CPU on GPUs too
+                backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=PATIENCE)
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     @property
     def leads(self) -> bool:
@@ -81,24 +58,34 @@ class Team:
         own = batch_size // self.size
         return slice(self.rank * own, (self.rank + 1) * own)
 
-    def through(self, compute: Callable[[], Result], *modules: nn.Module, last: bool = True) -> Result:
-        """Compute something whose backward pass averages the modules' gradients over all processes.
-
-        Args:
-            last: of the parts in which a batch goes through; the others' gradients only add up.
-        """
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make each gradient the mean of every process's; all must have gradients for the same parameters."""
         if self.size == 1:
-            return compute()
-        key = tuple(map(id, modules))
-        if key not in self._wrapped:
-            self._wrapped[key] = self._accelerator.prepare_model(_Scope(*modules))
-        scope = self._wrapped[key]
-        with nullcontext() if last else self._accelerator.no_sync(scope):
-            return scope(compute)
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        travelling = []
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            travelling.append((bucket, flat, dist.all_reduce(flat, async_op=True)))  # while the next one is filled
+        for bucket, flat, work in travelling:
+            work.wait()
+            parts = (flat / self.size).split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the leading one's buffers: running statistics, of which each has seen its part only."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of every process's values."""
-        return values if self.size == 1 else self._accelerator.reduce(values, "mean")
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.size
+        return values
 
     def any(self, number: int | None) -> int | None:
         """The largest number that a process has, None if none has one."""
@@ -132,8 +119,20 @@ class Team:
                     )
 
 
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, `BUCKET` bytes or one tensor at a time."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if found and sum(t.nbytes for t in found) + tensor.nbytes > BUCKET:
+            yield found
+            found = []
+        found.append(tensor)
+    if found:
+        yield found
+
+
 @contextmanager
-def together() -> Iterator[None]:
+def same_failure() -> Iterator[None]:
     """What fails in one process fails in all of them, by the same exception: nobody waits for one that is gone."""
     problem: Exception | None = None
     try:
@@ -161,7 +160,7 @@ def _alike(kind: type[Exception], message: str) -> Exception:
 
 
 @contextmanager
-def in_touch(team: Team) -> Iterator[None]:
+def lost_is_said(workers: Workers) -> Iterator[None]:
     """Raises ProcessLost instead of what gloo and NCCL say when another process doesn't answer."""
     try:
         yield
@@ -169,9 +168,9 @@ def in_touch(team: Team) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise ProcessLost(
-            f"process {team.rank} of {team.size} has lost another one, which was killed, has failed (its own message "
-            f"says why) or is cut off: {str(error).splitlines()[0]}. Start all again: the run goes on from its last "
-            "checkpoint"
+            f"process {workers.rank} of {workers.size} has lost another one, which was killed, has failed (its own "
+            f"message says why) or is cut off: {str(error).splitlines()[0]}. Start all again: the run goes on from its "
+            "last checkpoint"
         ) from error
 
 

@@ -22,7 +22,7 @@ from .augmentation import Augmentation, augment, draw
 from .clip.bridge import ClipBridge
 from .config import Config, TrainConfig
 from .data.batches import TrainingData
-from .distributed import Team
+from .distributed import Workers
 from .losses import beyond_range, clip_similarity, hinge_fake, hinge_real, penalty_of, watched
 from .precision import autocast
 from .systems.discriminator import ConditionalHead, FeatureDiscriminator
@@ -127,7 +127,7 @@ def train_step(
     sentence: Tensor,
     noise: Tensor,
     augmentations: tuple[Augmentation, Augmentation] | None = None,
-    team: Team | None = None,
+    team: Workers | None = None,
 ) -> StepReport:
     """One step, discriminator then generator on the same fakes.
 
@@ -143,7 +143,7 @@ def train_step(
         augmentations: what is done to real and to generated pictures before CLIP; by default nothing.
         team: the processes that share the batch: then `images` are this one's, and all else is the whole batch's.
     """
-    team = team or Team()
+    team = team or Workers()
     started = time.perf_counter()
     rate = optimizers.set_rates(step)
     parts = config.accumulate
@@ -162,10 +162,10 @@ def train_step(
         draw_fakes = partial(generate, networks, bridge, config, part)
         # One graph of the fakes serves both networks; in parts, it is built again for the generator.
         with torch.set_grad_enabled(parts == 1):
-            fakes.append(team.through(draw_fakes, networks.generator))
+            fakes.append(draw_fakes())
         losses = partial(discriminator_losses, networks, bridge, config, step, part, fakes[-1][0].detach(), add)
-        loss = team.through(losses, networks.discriminator, networks.head, last=part is batch[-1])
-        loss.backward(inputs=optimizers.d_parameters)  # not towards the penalty's features
+        losses().backward(inputs=optimizers.d_parameters)  # not towards the penalty's features
+    team.average_gradients(optimizers.d_parameters)
     norm_d = gradient_norm(optimizers.d_parameters)
     skipped = not _apply(optimizers.d, norm_d, config)
 
@@ -174,10 +174,12 @@ def train_step(
     for part, fake in zip(batch, fakes, strict=True):
         if parts > 1:
             draw_fakes = partial(generate, networks, bridge, config, part)
-            fake = team.through(draw_fakes, networks.generator, last=part is batch[-1])
+            fake = draw_fakes()
         generator_losses(networks, config, part, *fake, add).backward()
+    team.average_gradients(optimizers.g_parameters)
     norm_g = gradient_norm(optimizers.g_parameters)
     if _apply(optimizers.g, norm_g, config):
+        team.share_buffers(networks.generator)
         networks.update_ema(step, config)
     else:
         skipped = True
@@ -321,13 +323,13 @@ def train(
     config: TrainConfig,
     start: int = 0,
     attempt: int = 0,
-    team: Team | None = None,
+    team: Workers | None = None,
 ) -> Iterator[StepReport]:
     """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
 
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """
-    team = team or Team()
+    team = team or Workers()
     seed = config.seed + ATTEMPT * attempt
     size = config.batch_size
     for step in range(start + 1, config.max_steps + 1):

@@ -13,7 +13,7 @@ from galiplib.augmentation import draw
 from galiplib.build import make_bridge
 from galiplib.config import ConfigError
 from galiplib.data.data_files import BadRow, DataError
-from galiplib.distributed import Team, check_batch, together
+from galiplib.distributed import Workers, check_batch, same_failure
 from galiplib.runs.run import Run
 from galiplib.training import Batch, Networks, Optimizers, train_step
 
@@ -39,7 +39,7 @@ def trained(folder, overrides=None, steps=None):
 def train_in_process(rank, folder, overrides, steps=None):
     run = trained(folder, overrides, steps)
     own = torch.cat([parameter.flatten() for parameter in run.networks.parameters()])
-    everyone = [torch.empty_like(own) for _ in range(run.team.size)]
+    everyone = [torch.empty_like(own) for _ in range(run.workers.size)]
     torch.distributed.all_gather(everyone, own)
     assert all(torch.equal(own, other) for other in everyone)  # EMA included
 
@@ -51,7 +51,7 @@ RECIPES = (
 )
 
 
-def steps_in_double(team, overrides):
+def steps_in_double(workers, overrides):
     """Three steps in double precision -> the losses, and all tensors of all networks.
 
     In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
@@ -70,9 +70,9 @@ def steps_in_double(team, overrides):
             for shape, size in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
         )
         augmentations = draw(config.train, 8, random)
-        own = images[team.part(8)]
+        own = images[workers.part(8)]
         reports.append(
-            train_step(networks, bridge, optimizers, config.train, step, own, sentence, noise, augmentations, team)
+            train_step(networks, bridge, optimizers, config.train, step, own, sentence, noise, augmentations, workers)
         )
     return reports, networks.state_dict()
 
@@ -80,10 +80,10 @@ def steps_in_double(team, overrides):
 def step_in_process(rank, folder):
     torch.Tensor.float = torch.Tensor.double  # whatever insists on single precision; this process does nothing else
     torch.set_default_dtype(torch.float64)
-    team = Team("cpu")
+    workers = Workers("cpu")
     found = []
     for overrides in RECIPES:
-        reports, state = steps_in_double(team, overrides)
+        reports, state = steps_in_double(workers, overrides)
         found.append({"reports": [dataclasses.asdict(report) for report in reports], "state": state})
     torch.save(found, folder / f"{rank}.pt")
 
@@ -142,15 +142,15 @@ def differ(rank, folder):
     with pytest.raises(ConfigError, match="differ in train.lr_g: 0.001 in process 0, 0.002 in process 1"):
         Run(folder, load_config("mini", overrides), "cpu", progress=False)
     message = "process 1 of 2: no shard 7" if rank == 0 else "^no shard 7"
-    with pytest.raises(FileNotFoundError, match=message), together():
+    with pytest.raises(FileNotFoundError, match=message), same_failure():
         if rank == 1:
             raise FileNotFoundError("no shard 7")
-    with pytest.raises(DataError, match="a.jpg: undecodable image"), together():
+    with pytest.raises(DataError, match="a.jpg: undecodable image"), same_failure():
         if rank == 1:
             raise BadRow("undecodable image", "a.jpg")  # takes more than a message
-    team = Team()
-    assert team.any(None) is None and team.any(15 if rank else None) == 15
-    assert team.mean(torch.tensor([float(rank)])).item() == 0.5
+    workers = Workers()
+    assert workers.any(None) is None and workers.any(15 if rank else None) == 15
+    assert workers.mean(torch.tensor([float(rank)])).item() == 0.5
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from ..clip.files import load_clip
 from ..config import Config, EvalConfig
 from ..data import minibirds
 from ..data.batches import Source
-from ..distributed import together
+from ..distributed import same_failure
 from ..images import EvaluationError
 from .crowds import Names, halved_distance
 from .features import Extractor, extractor
@@ -248,7 +248,7 @@ def _measure_accuracies(
     """Caption accuracy on combinations that training never showed."""
     rows = {name: Rows() for name in JUDGED}
     look = extractor("judge", judge=judge)
-    with together():
+    with same_failure():
         for numbers in batches(len(held_out), config.batch_size, "held-out combinations", progress):
             captions = [held_out.captions[number] for number in numbers.tolist()]
             text = embed_captions(bridge, captions)

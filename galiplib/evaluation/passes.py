@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..clip.bridge import ClipBridge
 from ..config import EvalConfig
 from ..data.batches import Source
-from ..distributed import together
+from ..distributed import same_failure
 from ..images import to_images
 from .crowds import GROUPS
 from .features import Extractor, clip_extractor, judge_extractor
@@ -72,7 +72,7 @@ class RealSide:
         self.data, self.plan = data, plan
         self.moments = {one.name: Moments(one.dim, GROUPS) for one in extractors}
         kept: dict[str, Rows] = {name: Rows(KEPT if name == "inception" else None) for name in eyes.networks}
-        with together():  # a picture that can't be measured ends all
+        with same_failure():  # a picture that can't be measured ends all
             for numbers in batches(len(plan.real), size, "real pictures", progress):
                 found = eyes(self.images(plan.real[numbers.numpy()]))
                 for name, rows in kept.items():
@@ -110,7 +110,7 @@ class FakeSide:
         scores: dict[str, Rows] = defaultdict(Rows)
         measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
         first, place = torch.from_numpy(plan.first), torch.from_numpy(plan.place)
-        with together():  # a picture that can't be measured ends all
+        with same_failure():  # a picture that can't be measured ends all
             for numbers in batches(len(plan), config.batch_size, "generated pictures", progress):
                 captions = [plan.captions[number] for number in numbers.tolist()]
                 text = embed_captions(bridge, captions)

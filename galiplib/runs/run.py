@@ -42,7 +42,7 @@ from ..clip.training import learn_clip
 from ..compiling import compile_for_training
 from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
 from ..data.batches import Source, TrainingData
-from ..distributed import Team, check_batch, in_touch, together
+from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json
 from ..images import contact_sheet, save_png
 from ..sampling.sample import sample
@@ -68,8 +68,8 @@ class _Reader:
         whole: whether a step is done and the next one not begun: networks, guard and log all stand at it.
     """
 
-    def __init__(self, data: TrainingData, team: Team, signals: StopSignals, max_steps: int) -> None:
-        self.data, self.team, self.signals, self.max_steps = data, team, signals, max_steps
+    def __init__(self, data: TrainingData, workers: Workers, signals: StopSignals, max_steps: int) -> None:
+        self.data, self.workers, self.signals, self.max_steps = data, workers, signals, max_steps
         self.whole = False
 
     def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,9 @@ class _Reader:
             found = None if asked else self.data.batch(step, size, seed, part)
         except Exception as error:
             problem = error
-        number = self.team.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for
+        number = self.workers.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for
         if number == FAILED:
-            with together():
+            with same_failure():
                 if problem:
                     raise problem
         if number is not None:
@@ -114,28 +114,30 @@ class Run:
         allow_changes: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.config = Path(folder), config
-        self.team = Team(pick_device(device))
-        self.device = self.team.device
-        self.progress = progress and self.team.leads
+        self.workers = Workers(pick_device(device))
+        self.device = self.workers.device
+        self.progress = progress and self.workers.leads
         # what only one process may write, only the leading one does: the others' checkpoints and logs write nothing
-        kind = Checkpoints if self.team.leads else ReadOnlyCheckpoints
+        kind = Checkpoints if self.workers.leads else ReadOnlyCheckpoints
         self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
-        with in_touch(self.team):
+        with lost_is_said(self.workers):
             # compared before anything else, for what follows depends on them
-            self.team.agree(**{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)})
-            check_batch(config.train.batch_size, config.train.accumulate, self.team.size)
-            with together():
-                if self.team.leads:
+            self.workers.agree(
+                **{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)}
+            )
+            check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
+            with same_failure():
+                if self.workers.leads:
                     self._check_folder(allow_changes)
-            with together():
+            with same_failure():
                 if not (self.folder / "config.json").is_file():
                     raise ConfigError(
                         f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a "
                         "run must be the same for all processes, on a disk that they share"
                     )
-            with together():
+            with same_failure():
                 self._learn_clip()
-            with together():
+            with same_failure():
                 self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
                 self.networks = Networks(self.bridge, config)
                 self.optimizers = Optimizers(self.networks, config.train)
@@ -146,7 +148,7 @@ class Run:
                 self._newest = self.checkpoints.numbered()[:1]
                 if state := self.checkpoints.load():
                     self._restore(state)
-            self.team.agree(step=self.step)
+            self.workers.agree(step=self.step)
 
     @property
     def metrics(self) -> Path:
@@ -187,14 +189,14 @@ class Run:
     @contextmanager
     def _one_by_one(self) -> Iterator[None]:
         """The processes of this machine one after the other: the first makes what the others then find."""
-        with nullcontext() if self.team.size == 1 else FileLock(self.folder / ".captions"):
+        with nullcontext() if self.workers.size == 1 else FileLock(self.folder / ".captions"):
             yield
 
     def _learn_clip(self) -> None:
         file = self.folder / "clip.safetensors"
         if self.config.clip.name != "own" or file.is_file():
             return
-        if self.team.size > 1:
+        if self.workers.size > 1:
             raise ConfigError(
                 f"{file} is missing: train this run's own CLIP first, in one process, by "
                 f"`galip train-clip --profile {self.config.profile} --out {file}`"
@@ -226,40 +228,40 @@ class Run:
         return reports
 
     def _train(self) -> Iterator[StepReport]:
-        settings, team = self.config.train, self.team
+        settings, workers = self.config.train, self.workers
         with ExitStack() as stack:
-            stack.enter_context(in_touch(team))
-            with together():
+            stack.enter_context(lost_is_said(workers))
+            with same_failure():
                 data = self.data  # before anything is locked: this may take minutes
                 if settings.evaluate_every:
                     _ = self.held_out  # what is missing there is better known now
-            if team.size > 1:
-                team.agree(pictures=len(data), captions=data.digest)
-            with together():
-                if team.leads:
+            if workers.size > 1:
+                workers.agree(pictures=len(data), captions=data.digest)
+            with same_failure():
+                if workers.leads:
                     stack.callback(self._lock().release)
                 self.checkpoints.sweep()
                 if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
                     self._restore(self.checkpoints.load())
-            team.agree(step=self.step)
-            log = stack.enter_context(RunLog(self.folder, self.step) if team.leads else NoLog())
+            workers.agree(step=self.step)
+            log = stack.enter_context(RunLog(self.folder, self.step) if workers.leads else NoLog())
             bar = tqdm(
                 total=settings.max_steps, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
             )
             stack.enter_context(bar)
             signals = StopSignals()
-            if team.size > 1:  # all must end at the same step
+            if workers.size > 1:  # all must end at the same step
                 stack.enter_context(signals)
-            reader = _Reader(data, team, signals, settings.max_steps)
+            reader = _Reader(data, workers, signals, settings.max_steps)
             try:
                 while not self.finished:
                     start, attempt = self.step, self.guard.rollbacks
                     parts = self.networks, self.training_bridge, self.optimizers
-                    steps = train(*parts, reader, settings, start, attempt, team)
+                    steps = train(*parts, reader, settings, start, attempt, workers)
                     reports = self._until_rollback(steps, log)
                     while True:
                         # alone, not while the caller's code runs between two steps
-                        with signals if team.size == 1 else nullcontext():
+                        with signals if workers.size == 1 else nullcontext():
                             report = next(reports, None)
                         reader.whole = True
                         if report is None:
@@ -272,8 +274,8 @@ class Run:
                 log.flush()
                 if reader.whole:
                     self.save()
-        with together():
-            if team.leads:
+        with same_failure():
+            if workers.leads:
                 self.export(self.folder / "generator.safetensors")
 
     def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
@@ -289,7 +291,7 @@ class Run:
             improved = False
             try:
                 if report.step % settings.sample_every == 0 or last:
-                    with together():
+                    with same_failure():
                         log.samples(report.step, partial(self._samples, report.step))
                 if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
                     results = self._measure()
@@ -305,7 +307,7 @@ class Run:
                 return
             self.step = report.step
             if improved:
-                with together():
+                with same_failure():
                     self.checkpoints.save(self._state(), best=True)
             if self.step % settings.checkpoint_every == 0 and not last:
                 log.flush()
@@ -334,7 +336,7 @@ class Run:
         self._restore(state)
         # What was counted stays counted; only the networks are those of before.
         self.guard = dataclasses.replace(guard, best=self.guard.best, best_step=self.guard.best_step)
-        self.team.wait()  # until all have read theirs
+        self.workers.wait()  # until all have read theirs
         self.checkpoints.forget_after(self.step)
         log.event(step, "rollback", reason=reason, to=self.step, rollbacks=guard.rollbacks)
         log.forget_after(self.step)
@@ -346,7 +348,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step; the older ones stay valid until it is whole."""
-        with together():
+        with same_failure():
             self.checkpoints.save(self._state())
         self._newest = self.checkpoints.numbered()[:1]
 
@@ -359,7 +361,7 @@ class Run:
             "optimizer_g": self.optimizers.g.state_dict(),
             "guard": self.guard.state(),
             "threads": torch.get_num_threads(),
-            "processes": self.team.size,
+            "processes": self.workers.size,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -373,7 +375,7 @@ class Run:
                 f"the checkpoint of step {state.get('step')} in {self.checkpoints.folder} doesn't fit: "
                 f"{' '.join(str(error).split())[:200]}; delete the folder to start this run anew"
             ) from None
-        now = {"threads": torch.get_num_threads(), "processes": self.team.size}
+        now = {"threads": torch.get_num_threads(), "processes": self.workers.size}
         before = {"processes": 1} | {name: state[name] for name in now if name in state}
         if self.device.type != "cpu":  # there the number of threads changes nothing
             before["threads"] = now["threads"]
