@@ -1,26 +1,21 @@
-"""What a run is made of, from its configuration: device, CLIP, data, measurements, and captions to draw on the way."""
+"""What a run is made of, from its configuration: device, CLIP, data."""
 
 from __future__ import annotations
 
-import hashlib
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from .clip.bridge import CLIP, ClipBridge
 from .clip.files import load_clip
 from .config import Config, ConfigError
-from .data import minibirds
 from .data.batches import Source
-from .data.datasets import open_dataset
-from .data.shards import open_shards
-
-SAMPLE_CAPTIONS = (
-    "a red bird with black wings and a white belly in the snow",
-    "a blue bird with yellow wings and an orange belly in a meadow",
-    "a yellow bird with green wings and a purple belly in the sky",
-    "a white bird with pink wings and a brown belly at sunset",
-)
+from .data.data_files import SPLITS
+from .data.datasets import Dataset, dataset
+from .data.shard_writing import PER_SHARD, write_shards
+from .data.shards import Shards, open_shards
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -48,9 +43,9 @@ def with_own_clip(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"clip": clip})
 
 
-def held_out_splits(config: Config) -> tuple[str, ...]:
-    """The splits that are measured on; mini birds has two."""
-    return ("seen", "test") if config.data.name == "minibirds" else ("test",)
+def dataset_of(config: Config) -> Dataset:
+    """The entry of the configured data set."""
+    return dataset(config.data.name)
 
 
 def make_data(config: Config, split: str = "train", progress=iter) -> Source:
@@ -59,21 +54,45 @@ def make_data(config: Config, split: str = "train", progress=iter) -> Source:
     Args:
         progress: wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, unless it is `iter`.
     """
-    data = config.data
-    if data.name == "minibirds":
-        count = data.train_size if split == "train" else data.test_size
-        return minibirds.build(split, count, data.image_size, data.seed, progress)
-    if data.name == "shards":
-        if data.folder is None:
-            raise ConfigError("data.name = 'shards' needs data.folder: the folder of the shards, or a pattern of them")
-        return open_shards(data.folder, split, data.image_size, data.index, progress is not iter)
-    return open_dataset(data.name, data.folder, split, data.image_size, progress is not iter)
+    return dataset_of(config).open(config.data, split, progress)
+
+
+def held_out_data(config: Config, progress=iter) -> dict[str, Source]:
+    """The splits that are measured on."""
+    return {split: make_data(config, split, progress) for split in dataset_of(config).held_out}
 
 
 def cache_name(config: Config, split: str = "train") -> str | None:
     """What the captions' embeddings of a split are stored under; mini birds' are made anew."""
-    data = config.data
-    if data.name == "minibirds":
-        return None
-    place = "" if data.folder is None else hashlib.sha256(str(Path(data.folder).resolve()).encode()).hexdigest()[:8]
-    return "-".join(filter(None, (data.name, place, split)))
+    return dataset_of(config).cache_name(config.data, split)
+
+
+def make_shards(
+    config: Config, folder: str | Path, per_shard: int = PER_SHARD, embed: bool = True, device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Shards]:  # fmt: skip
+    """Write the training and the test split of a configuration's data set as shards; called again, it goes on.
+
+    Args:
+        folder: to write to.
+        per_shard: pictures in a shard.
+        embed: also compute the embeddings of the training captions with the configuration's CLIP, on `device`; their
+            file's name tells which CLIP, and a run with another makes its own.
+
+    Returns:
+        {split: the shards, opened}.
+
+    Raises:
+        ConfigError: if the CLIP is one that is trained by the run itself.
+        DataError: if the data set can't be written, or the folder holds other shards.
+        OSError: if the folder can't be written.
+    """
+    data, bridge, opened = config.data, make_bridge(config, pick_device(device)) if embed else None, {}
+    for split in SPLITS:
+        samples, made = dataset_of(config).samples(data, split, progress)
+        made |= {"split": split, "size": data.image_size}
+        write_shards(samples, Path(folder) / split, made, per_shard, progress)
+        opened[split] = open_shards(folder, split, data.image_size, progress=progress)
+    if bridge:
+        opened["train"].sentences(bridge, partial(tqdm, desc="captions through CLIP") if progress else iter)
+    return opened

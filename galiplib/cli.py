@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from . import cli_sampling
-from .build import held_out_splits, make_data, pick_device
+from .build import dataset_of, held_out_data, make_data, make_shards, pick_device
 from .checkpoints.loading import export_reference, load_generator
 from .clip import training as clip_training
 from .clip.files import load_clip
 from .config import Config, ConfigError, changed, load_config, profiles, valid_keys, variants
 from .data import datasets
-from .data.shard_writing import PER_SHARD, check_shards, make_shards
+from .data.shard_writing import PER_SHARD, check_shards
 from .distributed import ProcessLost
 from .evaluation import compare, measure_folder, measure_generator
 from .files import WeightsError, write_atomically, write_json
@@ -42,6 +42,7 @@ def command_line() -> str:
 def configure(args: argparse.Namespace) -> Config:
     """The configuration of a command, its differences from the defaults printed."""
     config = load_config(args.profile, args.set)
+    dataset_of(config)  # an unknown name is refused before anything is done
     print(f"profile {config.profile}")
     for key, (before, now) in changed(config).items():
         print(f"  {key}: {before!r} -> {now!r}")
@@ -61,7 +62,7 @@ def describe(args: argparse.Namespace) -> None:
 def train_clip(args: argparse.Namespace) -> None:
     """Train a small CLIP, measure it, write it with its record."""
     config = configure(args)
-    held_out = {split: make_data(config, split) for split in held_out_splits(config)}
+    held_out = held_out_data(config)
     train = make_data(config)
     device = pick_device(args.device)
     record = clip_training.learn_clip(config, train, held_out, args.out, device, command=command_line())

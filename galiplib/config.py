@@ -29,7 +29,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class DataConfig(Section):
     """What is learned from."""
 
-    name: Literal["minibirds", "birds", "flowers", "faces", "coco", "cc3m", "cc12m", "folder", "shards"] = Field(
+    name: str = Field(
         "minibirds", description="data set; 'folder': your own pictures with captions; 'shards': in .tar files"
     )
     folder: str | None = Field(None, description="where it lies; default: data/<name>; shards: or dir/{000..123}.tar")

@@ -19,14 +19,14 @@ import pytest
 import torch
 import webdataset
 
-from galiplib.build import make_bridge, make_data
-from galiplib.config import ConfigError, load_config
+from galiplib.build import make_bridge, make_data, make_shards
+from galiplib.config import load_config
 from galiplib.data import minibirds, shard_writing
 from galiplib.data.batches import TrainingData
 from galiplib.data.data_files import DataError
 from galiplib.data.datasets import open_dataset
 from galiplib.data.embeddings import sentence_embeddings
-from galiplib.data.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, make_shards, write_shards
+from galiplib.data.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, write_shards
 from galiplib.data.shards import open_shards, shuffled_rows
 from galiplib.runs.run import Run
 
@@ -142,7 +142,7 @@ def test_nothing_is_overwritten(copy, tmp_path):
     with pytest.raises(DataError, match="00000.tar is there, but no manifest.json"):
         make_shards(config, copy, 25, embed=False, progress=False)
     shards = load_config("mini", {"data.name": "shards", "data.folder": str(copy)})
-    with pytest.raises(ConfigError, match="is in shards already"):
+    with pytest.raises(DataError, match="is in shards already"):
         make_shards(shards, tmp_path / "x", progress=False)
 
 
@@ -476,7 +476,7 @@ def test_missing_folders_and_splits_are_named(tmp_path, copy, tiny_config):
     shutil.rmtree(copy / "test")
     with pytest.raises(DataError, match="test holds no .tar files"):
         opened(copy, "test")
-    with pytest.raises(ConfigError, match="needs data.folder"):
+    with pytest.raises(DataError, match="needs data.folder"):
         make_data(tiny_config(data__name="shards"))
 
 

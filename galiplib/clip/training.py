@@ -301,13 +301,13 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
         ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
         fits best.
     """
-    if not isinstance(data, minibirds.MiniBirds):
+    if data.labels is None:
         count = min(MEASURED, len(data))
         chosen = np.random.default_rng(0).permutation(len(data))[:count]  # neighbours in a data set are alike
         pixels, rows = data.pixels(chosen)
         text = text_embeddings(bridge, [data.captions[row][0] for row in rows])
         return {"retrieval": {"image_to_text": retrieval(image_embeddings(bridge, pixels), text, candidates)}}
-    image = image_embeddings(bridge, data.images)
+    image = image_embeddings(bridge, data.pixels(np.arange(len(data)))[0])
     column = list(minibirds.ATTRIBUTES).index
     prompt, counterfactual = {}, {}
     for attribute, prompts in PROMPTS.items():

@@ -28,6 +28,7 @@ class Source(Protocol):
     """A split of a data set: `minibirds.MiniBirds`, photographs (`data_photos.Photos`) or `shards.Shards`."""
 
     captions: Sequence[list[str]]
+    labels: np.ndarray | None  # what the pictures show, of mini birds; None where the truth is not known
 
     def __len__(self) -> int: ...
 

@@ -1,24 +1,27 @@
-"""Data sets of real pictures with captions: CUB birds, Oxford flowers, CelebA faces, COCO, CC3M, CC12M, your own.
+"""The data sets: mini birds, CUB birds, Oxford flowers, CelebA faces, COCO, CC3M, CC12M, your own, shards.
 
-Each is read from the layout that the authors' code expects, into one kind of item; what can't be used is left out and
-named. The door to the modules behind it: `data_layouts` (which files), `data_files` and `data_pictures` (reading them),
-`data_photos` (the pictures of a split), `data_summary` (numbers and sheet).
+Each is an entry of `DATASETS`, which answers all that a run asks of it. Photographs are read from the layout that the
+authors' code expects; what can't be used is left out and named.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..clip.bridge import bpe_tokenizer
 from ..images import save_png
+from . import minibirds
 from . import summary as data_summary
+from .batches import Source
 from .data_files import (
     SPLITS,
     BadRow,
@@ -36,8 +39,122 @@ from .decoding import read_header, square_around
 from .download import download
 from .layouts import LAYOUTS, NAMES, expected, list_rows
 from .pictures import Item, Photos
+from .shard_writing import DrawnBirds, ResizedPhotos, Samples
+from .shards import open_shards
 
-__all__ = ["NAMES", "DataError", "Item", "Photos", "describe", "download", "open_dataset"]
+__all__ = ["DATASETS", "NAMES", "DataError", "Item", "Photos", "dataset", "describe", "download", "open_dataset"]
+SAMPLE_CAPTIONS = (
+    "a red bird with black wings and a white belly in the snow",
+    "a blue bird with yellow wings and an orange belly in a meadow",
+    "a yellow bird with green wings and a purple belly in the sky",
+    "a white bird with pink wings and a brown belly at sunset",
+)
+
+
+class Settings(Protocol):
+    """What a data set is opened by: the section `data` of a configuration."""
+
+    folder: str | None
+    index: str | None
+    image_size: int
+    train_size: int
+    test_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Photographs in a folder laid out as `layouts` says; the other entries differ from them in what they override.
+
+    Attributes:
+        name: as `data.name` has it.
+        held_out: the splits that are measured on, beside "train"; the first is compared with the real pictures.
+        captions: to draw on the way; without any, held-out ones are drawn.
+        judged: whether the judge knows what its pictures show.
+    """
+
+    name: str
+    held_out: tuple[str, ...] = ("test",)
+    captions: tuple[str, ...] = ()
+    judged: bool = False
+
+    def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
+        """The pictures of a split; raises DataError if they can't be had.
+
+        Args:
+            progress: wraps the drawing of mini birds (a tqdm, say); photographs have a bar of their own, if not `iter`.
+        """
+        return open_dataset(self.name, settings.folder, split, settings.image_size, progress is not iter)
+
+    def samples(self, settings: Settings, split: str, progress: bool) -> tuple[Samples, dict[str, Any]]:
+        """What shards of a split are written from, and what that is made of."""
+        samples = ResizedPhotos(open_dataset(self.name, settings.folder, split, settings.image_size, progress))
+        return samples, {"data": self.name, "count": len(samples)}
+
+    def note(self, settings: Settings) -> dict[str, Any]:
+        """What the real pictures of an evaluation are, for files of their statistics."""
+        box = "square of 1.5 times the bounding box, then " if self.name in LAYOUTS and LAYOUTS[self.name].boxes else ""
+        crop = f"{box}short side to {settings.image_size * 76 // 64}, centre"
+        return self._note(settings) | {"crop": crop, "folder": str(settings.folder or "")}
+
+    def _note(self, settings: Settings) -> dict[str, Any]:
+        return {"data": self.name, "split": self.held_out[0], "size": settings.image_size}
+
+    def cache_name(self, settings: Settings, split: str = "train") -> str | None:
+        """What the captions' embeddings of a split are stored under; None: they are made anew every time."""
+        folder = settings.folder
+        place = "" if folder is None else hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:8]
+        return "-".join(filter(None, (self.name, place, split)))
+
+
+class Drawn(Dataset):
+    """Mini birds: rendered when opened, of known truth."""
+
+    def _count(self, settings: Settings, split: str) -> int:
+        return settings.train_size if split == "train" else settings.test_size
+
+    def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
+        return minibirds.build(split, self._count(settings, split), settings.image_size, settings.seed, progress)
+
+    def samples(self, settings: Settings, split: str, progress: bool) -> tuple[Samples, dict[str, Any]]:
+        count = self._count(settings, split)
+        made = {"data": self.name, "count": count, "seed": settings.seed}
+        return DrawnBirds(split, count, settings.image_size, settings.seed), made
+
+    def note(self, settings: Settings) -> dict[str, Any]:
+        return self._note(settings) | {"crop": "none", "count": settings.test_size, "seed": settings.seed}
+
+    def cache_name(self, settings: Settings, split: str = "train") -> None:
+        return None
+
+
+class InShards(Dataset):
+    """Pictures with captions in .tar files."""
+
+    def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
+        if settings.folder is None:
+            raise DataError("data.name = 'shards' needs data.folder: the folder of the shards, or a pattern of them")
+        return open_shards(settings.folder, split, settings.image_size, settings.index, progress is not iter)
+
+    def samples(self, settings: Settings, split: str, progress: bool) -> tuple[Samples, dict[str, Any]]:
+        raise DataError("data.name = 'shards' is in shards already: choose another data set or profile")
+
+
+DATASETS = {
+    one.name: one
+    for one in (
+        Drawn("minibirds", held_out=("seen", "test"), captions=SAMPLE_CAPTIONS, judged=True),
+        *map(Dataset, NAMES),
+        InShards("shards"),
+    )
+}
+
+
+def dataset(name: str) -> Dataset:
+    """The data set of a name; raises DataError for an unknown one, naming all."""
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}: one of {', '.join(DATASETS)}")
+    return DATASETS[name]
 
 
 def open_dataset(

@@ -51,6 +51,8 @@ class Pictures(ABC):
         left_out: what can't be used, reason -> files or keys; grows if a picture turns out undecodable.
     """
 
+    labels = None  # the truth about photographs is not known
+
     def __init__(self, name: str, split: str, folder: Path, image_size: int) -> None:
         self.name, self.split, self.folder, self.image_size = name, split, folder, image_size
         self.left_out: dict[str, list[str]] = {}

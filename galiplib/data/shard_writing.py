@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -25,15 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from .. import __version__
-from ..build import make_bridge, pick_device
-from ..config import Config, ConfigError
 from ..files import write_atomically, write_json
 from . import minibirds
-from .data_files import SPLITS, BadRow, DataError
-from .datasets import open_dataset
+from .data_files import BadRow, DataError
 from .pictures import Photos
-from .shards import Shards, open_shards
 
 JPEG_QUALITY = 95
 TOGETHER = 256  # samples that are drawn or decoded side by side
@@ -112,49 +107,6 @@ def encoded(pixels: np.ndarray, suffix: str) -> bytes:
     return stream.getvalue()
 
 
-def make_shards(
-    config: Config, folder: str | Path, per_shard: int = PER_SHARD, embed: bool = True, device: str = "auto",
-    progress: bool = True,
-) -> dict[str, Shards]:  # fmt: skip
-    """Write the training and the test split of a configuration's data set as shards; called again, it goes on.
-
-    Args:
-        folder: to write to.
-        per_shard: pictures in a shard.
-        embed: also compute the embeddings of the training captions with the configuration's CLIP, on `device`; their
-            file's name tells which CLIP, and a run with another makes its own.
-
-    Returns:
-        {split: the shards, opened}.
-
-    Raises:
-        ConfigError: if the data set can't be written, or the CLIP is one that is trained by the run itself.
-        DataError: if the folder holds other shards.
-        OSError: if the folder can't be written.
-    """
-    data = config.data
-    if data.name == "shards":
-        raise ConfigError("data.name = 'shards' is in shards already: choose another data set or profile")
-    if per_shard < 1:
-        raise ConfigError(f"a shard needs at least one picture, not {per_shard}")
-    bridge = make_bridge(config, pick_device(device)) if embed else None
-    opened = {}
-    for split in SPLITS:
-        if data.name == "minibirds":
-            count = data.train_size if split == "train" else data.test_size
-            samples = DrawnBirds(split, count, data.image_size, data.seed)
-            made = {"data": data.name, "count": count, "seed": data.seed}
-        else:
-            samples = ResizedPhotos(open_dataset(data.name, data.folder, split, data.image_size, progress))
-            made = {"data": data.name, "count": len(samples)}
-        made |= {"split": split, "size": data.image_size}
-        write_shards(samples, Path(folder) / split, made, per_shard, progress)
-        opened[split] = open_shards(folder, split, data.image_size, progress=progress)
-    if bridge:
-        opened["train"].sentences(bridge, partial(tqdm, desc="captions through CLIP") if progress else iter)
-    return opened
-
-
 def write_shards(
     samples: Samples, folder: str | Path, made: dict[str, Any], per_shard: int = PER_SHARD, progress: bool = True
 ) -> Path:
@@ -203,7 +155,7 @@ def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]
     if not path.is_file():
         if other := min(path.parent.glob("*.tar"), default=None):
             raise DataError(f"{other} is there, but no {path.name}: choose another folder, nothing is overwritten")
-        about = {"format": 1, "galiplib": __version__, "image_size": samples.image_size, "drawn": samples.drawn}
+        about = {"format": 1, "galiplib": version("galiplib"), "image_size": samples.image_size, "drawn": samples.drawn}
         return {**about, "made": made, "complete": False, "left_out": {}, "shards": []}
     try:
         manifest = json.loads(path.read_text())

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 
-from ..build import held_out_splits, make_data
+from ..build import held_out_data
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP
 from ..config import Config, load_config
@@ -197,7 +197,7 @@ def compare(
             records[label] = json.loads(file.read_text())
             continue
         if splits is None:
-            splits = {split: make_data(config, split) for split in held_out_splits(config)}
+            splits = held_out_data(config)
         records[label] = measure_generator(generator, generator.bridge, config, splits, progress).record()
         if file:
             write_json(file, records[label])

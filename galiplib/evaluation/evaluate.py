@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..build import held_out_splits, make_bridge, make_data
+from ..build import dataset_of, held_out_data, make_bridge, make_data
 from ..clip.bridge import ClipBridge
 from ..clip.files import load_clip
 from ..config import Config, EvalConfig
@@ -279,9 +279,9 @@ def measure_generator(
     Args:
         splits: the held-out splits, if they have been made already.
     """
-    splits = splits or {split: make_data(config, split) for split in held_out_splits(config)}
-    judge = load_judge() if config.data.name == "minibirds" else None
-    return evaluate(generator, bridge, splits, config.eval, judge, pictures_note(config), progress)
+    splits = splits or held_out_data(config)
+    judge = load_judge() if dataset_of(config).judged else None
+    return evaluate(generator, bridge, splits, config.eval, judge, dataset_of(config).note(config.data), progress)
 
 
 def measure_folder(
@@ -293,20 +293,10 @@ def measure_folder(
         clip: another CLIP, by name or file.
     """
     bridge = make_bridge(config, clip_model=load_clip(clip) if clip else None)
-    judge = load_judge() if config.data.name == "minibirds" else None
+    judge = load_judge() if dataset_of(config).judged else None
     look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)
-    real = make_data(config, held_out_splits(config)[0])
+    real = make_data(config, dataset_of(config).held_out[0])
     return evaluate_folder(folder, real, look, bridge, judge, config.eval.batch_size, progress)
-
-
-def pictures_note(config: Config) -> dict[str, Any]:
-    """What the real pictures of an evaluation are, for files of their statistics."""
-    data = config.data
-    note = {"data": data.name, "split": held_out_splits(config)[0], "size": data.image_size}
-    if data.name == "minibirds":
-        return note | {"crop": "none", "count": data.test_size, "seed": data.seed}
-    box = "square of 1.5 times the bounding box, then " if data.name == "birds" else ""
-    return note | {"crop": f"{box}short side to {data.image_size * 76 // 64}, centre", "folder": str(data.folder or "")}
 
 
 def distance_of(results: dict[str, Any]) -> float:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..build import (
     cache_name,
-    held_out_splits,
+    held_out_data,
     make_bridge,
     make_data,
     pick_device,
@@ -110,7 +110,7 @@ def prepare(config: Config, folder: str | Path) -> tuple[ClipBridge, TrainingDat
 def _prepare(data: DataConfig, clip: ClipConfig, folder: Path) -> tuple[ClipBridge, TrainingData, dict[str, Source]]:
     config, device = Config(data=data, clip=clip), pick_device()
     train_split = make_data(config)
-    splits = {split: make_data(config, split) for split in held_out_splits(config)}
+    splits = held_out_data(config)
     clip_file = folder / "clip.safetensors"
     if clip.name == "own" and not clip_file.is_file():
         learn_clip(config, train_split, splits, clip_file, device, True)

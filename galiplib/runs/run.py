@@ -29,9 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..build import (
-    SAMPLE_CAPTIONS,
     cache_name,
-    held_out_splits,
+    dataset_of,
+    held_out_data,
     make_bridge,
     make_data,
     pick_device,
@@ -169,7 +169,7 @@ class Run:
     @cached_property
     def held_out(self) -> dict[str, Source]:
         """The splits to measure on."""
-        return {split: make_data(self.config, split, self._bar("birds")) for split in held_out_splits(self.config)}
+        return held_out_data(self.config, self._bar("birds"))
 
     @cached_property
     def data(self) -> TrainingData:
@@ -181,8 +181,8 @@ class Run:
     @cached_property
     def sample_captions(self) -> list[str]:
         """Four captions for the sample grids, of photographs those of held-out ones."""
-        if self.config.data.name == "minibirds":
-            return list(SAMPLE_CAPTIONS)
+        if own := dataset_of(self.config).captions:
+            return list(own)
         captions = self.held_out["test"].captions
         return [captions[place * len(captions) // 4][0] for place in range(4)]
 
