@@ -1,4 +1,4 @@
-"""Generators that are given a picture, what is measured on them, and the exercises of notebooks 09 and 11."""
+"""Generators that are given a picture, and what is measured on them."""
 
 import copy
 import dataclasses
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from galiplib.build import make_bridge
-from galiplib.course import checks_explorations as checks
-from galiplib.course import plots_explorations
 from galiplib.data import minibirds
 from galiplib.data.batches import TrainingData
 from galiplib.evaluation.edits import Edits, make_edits, measure_edits
@@ -266,57 +264,3 @@ def test_an_obedient_painter_follows_and_keeps_by_chance(parts, birds):
     assert "follows" not in measure_edits(Edits(made, given, captions, None), bridge)
     with pytest.raises(ValueError, match="mini birds"):
         measure_edits(Edits(made, given, captions, None), bridge, load_judge())
-
-
-# ---------------------------------------------------------------- exercises and figures
-
-
-def test_exercise_energy_share():
-    assert checks.check_energy_share(lambda a, b: None) == checks.NOT_TRIED
-
-    def right(a, b):
-        return a.square().mean() / (a.square().mean() + b.square().mean())
-
-    assert checks.check_energy_share(right).startswith("passed")
-    wrong = {
-        "ratio": lambda a, b: a.square().mean() / b.square().mean(),
-        "energy of the sum": lambda a, b: a.square().mean() / (a + b).square().mean(),
-        "generator's share": lambda a, b: right(b, a),
-        "absolute": lambda a, b: a.abs().mean() / (a.abs() + b.abs()).mean(),
-        "variances": lambda a, b: a.var() / (a.var() + b.var()),
-        "the whole batch": lambda a, b: a.square().mean((1, 2, 3)),
-    }
-    for hint, fn in wrong.items():
-        with pytest.raises(checks.CheckFailed, match=hint):
-            checks.check_energy_share(fn)
-
-
-def test_exercise_mixed():
-    assert checks.check_mixed(lambda f, n, s: None) == checks.NOT_TRIED
-    assert checks.check_mixed(lambda f, n, s: F.layer_norm(f + s * n, (50,))).startswith("passed")
-
-    def by_hand(features, noise, scale):
-        mixed = features + scale * noise
-        return (mixed - mixed.mean(1, keepdim=True)) / mixed.std(1, keepdim=True)
-
-    assert checks.check_mixed(by_hand).startswith("passed")
-    wrong = {
-        "not normalised": lambda f, n, s: f + s * n,
-        "variance is not 1": lambda f, n, s: f + s * n - (f + s * n).mean(1, keepdim=True),
-        "right on average": lambda f, n, s: (f + s * n) / (1 + s**2) ** 0.5,
-        "over the batch": lambda f, n, s: (f + s * n - (f + s * n).mean(0)) / (f + s * n).std(0, correction=0),
-    }
-    for hint, fn in wrong.items():
-        with pytest.raises(checks.CheckFailed, match=hint):
-            checks.check_mixed(fn)
-
-
-def test_figures():
-    assert set(plots_explorations.STRUCTURES) == {"residual", "features"}
-    for name in plots_explorations.STRUCTURES:
-        assert plots_explorations.structure(name).axes
-    pictures = torch.zeros(2, 3, 3, 8, 8)
-    figure = plots_explorations.picture_table(pictures, ["a", "b"], ["x", "y", "z"], "title")
-    assert [ax.get_title() for ax in figure.axes[:3]] == ["x", "y", "z"]
-    with pytest.raises(ValueError, match="1 and 3 names for 2 rows"):
-        plots_explorations.picture_table(pictures, ["a"], ["x", "y", "z"])
