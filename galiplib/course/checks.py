@@ -339,11 +339,11 @@ def _check_answer(text: str, value: Any, right: dict[str, str]) -> None:
             raise CheckFailed(f"{part}: expected the colour's name {right[part]!r}, got {colour!r}")
         if colour != right[part]:
             raise CheckFailed(f"the {part} is {right[part]}, you found {colour}")
-    for part in right.keys() - value.keys():
-        colour = right[part]
+    for part, colour in right.items():
         hint = f' ("{colour} bird" and "{colour} body" both name it)' if part == "body" else ""
         hint = f' ("{colour} breast" names it)' if f"{colour} breast" in text else hint
-        raise CheckFailed(f"the {part} is {colour}, you found nothing{hint}")
+        if part not in value:
+            raise CheckFailed(f"the {part} is {colour}, you found nothing{hint}")
 
 
 _BOXES = (  # box x, y, w, h and picture's width, height; divisible, so that all ways of rounding agree
