@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from galiplib.sheets import contact_sheet, save_png
+from galiplib.images import contact_sheet, save_png
 
 from galiplib import load_generator, sample
 

@@ -192,7 +192,7 @@ def kernel_of_doubled(weight: Tensor) -> Tensor:
 def conv_of_doubled(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A 3x3 convolution of `x` doubled to the nearest, without the large map: (B, C, H, W) -> (B, O, 2H, 2W).
 
-    Equal up to rounding. A transposed convolution has its kernel spread already (`fast.to_bf16`).
+    Equal up to rounding. A transposed convolution has its kernel spread already (`bf16.to_bf16`).
     """
     if isinstance(conv, nn.ConvTranspose2d):
         return conv(x)

@@ -6,32 +6,45 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
+import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+# the rest is imported by the command that needs it, so that a slip of the keyboard is answered at once
+if TYPE_CHECKING:
+    from .config import Config
+    from .sampling.provenance import Origin
+    from .sampling.sample import Samples
+    from .systems.galip import Generator
 
-from . import cli_sampling
-from .build import dataset_of, held_out_data, make_data, make_shards, pick_device
-from .checkpoints.loading import export_reference, load_generator
-from .clip import training as clip_training
-from .clip.files import load_clip
-from .config import Config, ConfigError, changed, load_config, profiles, valid_keys, variants
-from .data import datasets
-from .data.shard_writing import PER_SHARD, check_shards
-from .distributed import ProcessLost
-from .evaluation import compare, measure_folder, measure_generator
-from .files import WeightsError, write_atomically, write_json
-from .runs.guards import TrainingFailed
-from .runs.interrupts import Stopped
-from .runs.run import Run
-
+PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
+PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
-PROFILE_HELP = f"{', '.join(profiles())}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
+MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
+ANIMATIONS = (".gif", ".mp4")
+ABORTED = {"shards": "stopped; finished shards are kept, the same command goes on"}
+SHARED: dict[str, dict[str, Any]] = {  # options of several commands
+    "profile": {"default": "mini", "help": PROFILE_HELP},
+    "set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override, repeatable"},
+    "device": {"default": "auto", "help": "auto, cuda, mps or cpu; pictures are drawn on the cpu unless asked"},
+    "weights": {"default": "mini", "help": WEIGHTS_HELP},
+    "clip": {"help": CLIP_HELP},
+    "raw": {"action": "store_true", "help": "a run's weights in training, not their average"},
+    "seed": {"type": int, "default": 0, "help": "of the first picture; the next one has one more"},
+    "truncation": {"type": float, "default": 1.0, "help": "factor of the noise, 0 to 2"},
+    "precision": {
+        "choices": ("fp32", "bf16", "auto"), "default": "fp32",
+        "help": "bf16: twice as fast where the hardware has it (auto), and not quite the same pictures",
+    },
+    "scale": {"type": int, "default": 2, "help": "magnification of sheets and animations"},
+}  # fmt: skip
+DRAWING = ("weights", "clip", "device", "raw", "seed", "truncation", "precision", "scale")
 
 
 def command_line() -> str:
@@ -41,6 +54,9 @@ def command_line() -> str:
 
 def configure(args: argparse.Namespace) -> Config:
     """The configuration of a command, its differences from the defaults printed."""
+    from .build import dataset_of
+    from .config import changed, load_config
+
     config = load_config(args.profile, args.set)
     dataset_of(config)  # an unknown name is refused before anything is done
     print(f"profile {config.profile}")
@@ -51,9 +67,11 @@ def configure(args: argparse.Namespace) -> Config:
 
 def describe(args: argparse.Namespace) -> None:
     """Print every key with its value and meaning."""
+    from .config import load_config, valid_keys, variants
+
     config = load_config(args.profile, args.set)
-    named = [f"{name}:{variant}" for name in profiles() for variant in variants(name)]
-    print(f"profile {config.profile} (available: {', '.join(profiles() + named)})")
+    named = [f"{name}:{variant}" for name in PROFILES for variant in variants(name)]
+    print(f"profile {config.profile} (available: {', '.join(PROFILES + named)})")
     for key, meaning in valid_keys().items():
         section, name = key.split(".")
         print(f"{key:24} {str(getattr(getattr(config, section), name)):14} {meaning}")
@@ -61,29 +79,33 @@ def describe(args: argparse.Namespace) -> None:
 
 def train_clip(args: argparse.Namespace) -> None:
     """Train a small CLIP, measure it, write it with its record."""
+    from .build import held_out_data, make_data, pick_device
+    from .clip.training import learn_clip
+
     config = configure(args)
     held_out = held_out_data(config)
-    train = make_data(config)
-    device = pick_device(args.device)
-    record = clip_training.learn_clip(config, train, held_out, args.out, device, command=command_line())
+    train, device = make_data(config), pick_device(args.device)
+    record = learn_clip(config, train, held_out, args.out, device, command=command_line())
     print(json.dumps(record["metrics"], indent=2))
 
 
 def train(args: argparse.Namespace) -> None:
     """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
+    import torch
+
+    from .runs.run import Run
+
     config = configure(args)
     out = args.out or Path("outputs") / config.folder / "train"
     run = Run(out, config, args.device, allow_changes=args.allow_changes)
     if run.step:
         print(f"going on from step {run.step}" if not run.finished else f"complete: {run.step} steps")
-    try:
-        if not run.finished:
-            for _ in run.train():
-                pass
-    except Stopped as stop:
-        print(f"galip: {stop}", file=sys.stderr)
-        sys.exit(128 + stop.signal)
+    if not run.finished:
+        for _ in run.train():
+            pass
     if args.export:
+        from .evaluation import measure_generator
+
         metrics = measure_generator(run.networks.ema, run.bridge, config).record()
         if run.team.leads:
             run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
@@ -91,24 +113,32 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a generator on captions it has not seen, or pictures in a folder; print and write the numbers."""
+    from .build import pick_device
+    from .evaluation import measure_folder, measure_generator
+    from .files import write_json
+
     config = configure(args)
     if args.pictures:
-        results = {"pictures": str(args.pictures), **measure_folder(args.pictures, config, args.clip)}
+        found = measure_folder(args.pictures, config, args.clip, device=pick_device(args.device))
+        results = {"pictures": str(args.pictures), **found}
     else:
-        generator = load_generator(args.weights, load_clip(args.clip) if args.clip else None)
+        generator = load(args)
         results = {"weights": str(args.weights), **measure_generator(generator, generator.bridge, config).record()}
     print(json.dumps(results, indent=2))
     if args.out:
         write_json(Path(args.out) / "results.json", results)
 
 
-def compare_checkpoints(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> None:
     """Measure several generators by one protocol: a table as .csv, .md and .png, with published figures beside it."""
+    from .build import pick_device
+    from .clip.files import load_clip
     from .course.plotting import draw_comparison
+    from .evaluation import compare
+    from .files import write_atomically
 
-    config = configure(args)
-    clip_model = load_clip(args.clip) if args.clip else None
-    found = compare(args.weights, config, folder=args.out, clip_model=clip_model)
+    config, clip_model = configure(args), load_clip(args.clip) if args.clip else None
+    found = compare(args.weights, config, folder=args.out, clip_model=clip_model, device=pick_device(args.device))
     figure = draw_comparison(found)
     write_atomically(args.out / "comparison.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
     print(found.markdown())
@@ -116,20 +146,21 @@ def compare_checkpoints(args: argparse.Namespace) -> None:
 
 def data(args: argparse.Namespace) -> None:
     """Say what a data set holds: counts, sizes, captions, what had to be left out; --sheet draws some of it."""
-    datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check)
+    from .data.datasets import describe
+
+    describe(args.name, args.folder, sheet=args.sheet, check=args.check)
 
 
 def shards(args: argparse.Namespace) -> None:
     """Write a data set as WebDataset shards for training from disk; called again, it goes on where it stopped."""
+    from .build import make_shards
+    from .data.shard_writing import check_shards
+
     if args.check:
         print(f"{check_shards(args.out)} shards are as they were written")
         return
     config = configure(args)
-    try:
-        made = make_shards(config, args.out, args.per_shard, not args.no_embeddings, args.device)
-    except KeyboardInterrupt:
-        print("galip: stopped; finished shards are kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    made = make_shards(config, args.out, args.per_shard, not args.no_embeddings, args.device)
     for split, opened in made.items():
         print(f"{split}: {len(opened):,} pictures in {opened.folder}, shards: {len(opened.index.shards)}")
     print(f"train from them: galip train --profile {args.profile} --set data.name=shards --set data.folder={args.out}")
@@ -137,13 +168,144 @@ def shards(args: argparse.Namespace) -> None:
 
 def fetch(args: argparse.Namespace) -> None:
     """Download the public files of a data set into data/<name>; called again, it goes on where it stopped."""
-    print(datasets.download(args.name, args.folder))
+    from .data.datasets import download
+
+    print(download(args.name, args.folder))
 
 
 def export(args: argparse.Namespace) -> None:
     """Write a run as a checkpoint that the code of GALIP's authors loads (state_epoch_*.pth)."""
+    from .checkpoints.loading import export_reference
+    from .clip.files import load_clip
+
     export_reference(args.source, args.out, load_clip(args.clip) if args.clip else None, ema=not args.raw)
     print(args.out)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def load(args: argparse.Namespace, ema: bool = True) -> Generator:
+    """The generator that --weights, --clip and --device name."""
+    from .build import pick_device
+    from .checkpoints.loading import load_generator
+    from .clip.files import load_clip
+
+    clip_model = load_clip(args.clip) if args.clip else None
+    return load_generator(args.weights, clip_model, pick_device(args.device), ema)
+
+
+def load_drawing(args: argparse.Namespace) -> tuple[Generator, Origin]:
+    """The generator in the precision that is asked for, and what its pictures' files say of it."""
+    from .precision import resolve_precision
+    from .sampling.bf16 import to_bf16
+    from .sampling.provenance import Origin
+
+    generator = load(args, ema=not args.raw)
+    precision = resolve_precision(args.precision, generator.bridge.pixel_mean.device)
+    origin = Origin.of(generator, args.weights, not args.raw, precision)
+    return to_bf16(generator) if precision == "bf16" else generator, origin
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Make pictures of captions: one, a sheet, the best of many, or those of a whole file."""
+    from .images import save_png
+    from .sampling.folder import read_captions, sample_file
+    from .sampling.sample import rank, sample
+
+    for name, command in MOVED.items():
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of a command of its own: galip {command}")
+    if bool(args.captions) == bool(args.file):
+        raise ValueError("give either one or more captions, or --file")
+    if args.file and (args.best is not None or args.towards or args.late):
+        raise ValueError("--towards, --late and --best go with captions, not --file")
+    if args.towards and args.share is None:
+        raise ValueError("--towards without --share is of a command of its own: galip walk CAPTION --towards CAPTION")
+    if args.share is not None and not args.towards:
+        raise ValueError("--share is that of a second caption: give --towards, too")
+    if args.best is not None and len(args.captions) > 1:
+        raise ValueError("--best ranks the pictures of one caption")
+    generator, origin = load_drawing(args)
+    if args.file:
+        count, folder = 1 if args.count is None else args.count, args.out or args.file.with_suffix("")
+        recipes = read_captions(args.file, count, args.seed, truncation=args.truncation)
+        print(sample_file(generator, generator.bridge, recipes, folder, origin))
+        return
+    count = 8 if args.count is None else args.count
+    settings = {"truncation": args.truncation, "late": args.late, "late_from": args.late_from}
+    settings |= {"towards": args.towards, "share": args.share} if args.towards else {}
+    if args.best is not None:
+        made = rank(generator, generator.bridge, args.captions[0], count, args.best, args.seed, True, **settings)
+        for recipe, score in zip(made.recipes, made.scores, strict=True):
+            print(f"seed {recipe.seed}: CLIP similarity {score:.3f}")
+    else:
+        made = sample(generator, generator.bridge, args.captions, count, args.seed, progress=True, **settings)
+    out = args.out or Path(slug(args.captions[0]) + ".png")
+    if len(made) == 1:
+        print(save_png(made.images[0], out, origin.metadata(made.recipes[0])))
+    else:
+        print(save_sheet(made, out, origin, min(len(made) // len(args.captions), 8), args.scale, args.captions))
+
+
+def walk(args: argparse.Namespace) -> None:
+    """Walk from a caption to another one, from a seed to another, or both: a .gif, .mp4, or a .png of all steps."""
+    from .sampling.animation import save_animation
+    from .sampling.sample import interpolate
+
+    if len(args.captions) > 1:
+        raise ValueError("a walk starts at one caption; --towards says where it goes")
+    caption, out = args.captions[0], args.out or Path(slug(args.captions[0]) + "_walk.gif")
+    moving = out.suffix.lower() in ANIMATIONS
+    steps = args.steps if args.steps is not None else 48 if moving else 8
+    generator, origin = load_drawing(args)
+    ends = caption, args.towards, steps, args.seed, args.to_seed, args.truncation
+    made = interpolate(generator, generator.bridge, *ends)
+    if moving:
+        comment = f"{made.captions[0]} -> {made.captions[-1]}; seed {args.seed}; {origin.checkpoint} {origin.weights}"
+        print(save_animation(made.images, out, scale=args.scale, comment=comment))
+    else:
+        print(save_sheet(made, out, origin, steps, args.scale))
+
+
+def replay(args: argparse.Namespace) -> None:
+    """Make a picture again from what its file says, compare the two, and write it where --out says."""
+    from .build import pick_device
+    from .clip.files import load_clip
+    from .images import save_png
+    from .sampling.provenance import read_png
+    from .sampling.sample import replay
+
+    made = replay(args.png, args.weights, load_clip(args.clip) if args.clip else None, pick_device(args.device))
+    if args.out is None:
+        print(f"made {args.png} again: {made.captions[0]!r}, seed {made.seeds[0]}; --out FILE writes it")
+    else:
+        print(save_png(made.images[0], args.out, read_png(args.png)[1].metadata(made.recipes[0])))
+
+
+def save_sheet(
+    made: Samples, out: Path, origin: Origin, columns: int, scale: int, captions: Sequence[str] = ()
+) -> Path:
+    """Pictures as one PNG that says how they were made; of several captions each stands above its row."""
+    from .images import contact_sheet, save_png
+
+    rows = captions if len(captions) > 1 and len(captions) * columns == len(made) else None
+    sheet = contact_sheet(made.images, columns, rows, scale)
+    return save_png(
+        sheet, out, {
+            "caption": " | ".join(dict.fromkeys(recipe.caption for recipe in made.recipes)),
+            "seed": ", ".join(map(str, dict.fromkeys(made.seeds))),
+            "checkpoint": origin.checkpoint, "weights": origin.weights, "made": made.recipes[0].settings,
+        },
+    )  # fmt: skip
+
+
+def slug(caption: str) -> str:
+    """A file name that tells the caption."""
+    return re.sub(r"\W+", "_", caption.lower()).strip("_")[:60] or "pictures"
+
+
+# ---------------------------------------------------------------- options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,53 +313,68 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="galip", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: Any, profile: bool = True) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__)
+    def command(name: str, run: Callable[[argparse.Namespace], None], *shared: str) -> argparse.ArgumentParser:
+        about = run.__doc__ or ""
+        one = commands.add_parser(name, help=about.splitlines()[0], description=about)
         one.set_defaults(run=run)
-        if profile:
-            one.add_argument("--profile", default="mini", help=PROFILE_HELP)
-            one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, repeatable")
+        for option in shared:
+            one.add_argument(f"--{option}", **SHARED[option])
         return one
 
-    one = command("train", train)
+    one = command("train", train, "profile", "set", "device")
     one.add_argument("--out", type=Path, help="run folder; by default outputs/<profile>/train")
-    one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     one.add_argument("--allow-changes", action="store_true", help="go on with another configuration than before")
     one.add_argument("--export", type=Path, help="also write the measured generator here, as safetensors")
-    one = command("train-clip", train_clip)
+    one = command("train-clip", train_clip, "profile", "set", "device")
     one.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    one = command("evaluate", evaluate)
-    one.add_argument("--weights", default="mini", help=WEIGHTS_HELP)
-    one.add_argument("--clip", help=CLIP_HELP)
+    one = command("sample", sample, *DRAWING)
+    one.set_defaults(device="cpu")
+    one.add_argument("captions", nargs="*", metavar="caption", help="what to draw; several make a row each")
+    one.add_argument("--count", type=int, help="pictures of each caption; by default 8, of a file's lines 1")
+    one.add_argument("--towards", metavar="CAPTION", help="a second caption to mix with")
+    one.add_argument("--share", type=float, help="of the second caption: above 1 goes beyond it (guidance)")
+    one.add_argument("--late", default="", metavar="CAPTION", help="what the late blocks get in place of the caption")
+    one.add_argument("--late-from", type=int, default=0, metavar="N", help="the first of the late blocks")
+    one.add_argument("--best", type=int, metavar="K", help="of COUNT pictures the K that CLIP finds nearest")
+    one.add_argument("--file", type=Path, help="captions, one a line or a .csv; into the folder --out")
+    one.add_argument("--out", type=Path, help="the .png or folder; by default named after the caption or file")
+    for name in MOVED:
+        one.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
+    one = command("walk", walk, *DRAWING)
+    one.set_defaults(device="cpu")
+    one.add_argument("captions", nargs="+", metavar="caption", help="where it starts")
+    one.add_argument("--towards", metavar="CAPTION", help="where it goes")
+    one.add_argument("--to-seed", type=int, help="the seed it goes to")
+    one.add_argument("--steps", type=int, help="pictures; by default 8, in a .gif or .mp4 48")
+    one.add_argument("--out", type=Path, help="the .gif, .mp4 or .png; by default a .gif named after the caption")
+    one = command("replay", replay, "clip", "device")
+    one.set_defaults(device="cpu")
+    one.add_argument("png", type=Path, help="a picture of galip, the panel or a notebook")
+    one.add_argument("--weights", help="where the weights lie now, if they were moved")
+    one.add_argument("--out", type=Path, help="the .png to write")
+    one = command("evaluate", evaluate, "profile", "set", "weights", "clip", "device")
     one.add_argument("--pictures", type=Path, help="a folder of pictures instead, with manifest.jsonl for captions")
     one.add_argument("--out", type=Path, help="folder for results.json")
-    one = command("compare", compare_checkpoints)
+    one = command("compare", compare, "profile", "set", "clip", "device")
     one.add_argument("weights", nargs="+", help=WEIGHTS_HELP)
-    one.add_argument("--clip", help=CLIP_HELP)
     one.add_argument("--out", type=Path, required=True, help="folder for comparison.csv, .md and .png")
-    command("describe", describe)
-    one = command("data", data, profile=False)
-    one.add_argument("name", choices=datasets.NAMES)
+    command("describe", describe, "profile", "set")
+    one = command("data", data)
+    one.add_argument("name", help="birds, flowers, ... as `galip describe` lists them under data.name")
     one.add_argument("--folder", type=Path, help="where it lies; by default data/<name>")
     one.add_argument("--sheet", type=Path, help="a .png of 24 pictures with captions to write")
     one.add_argument("--check", action="store_true", help="decode every picture, to find broken ones")
-    one = command("shards", shards)
+    one = command("shards", shards, "profile", "set", "device")
     one.add_argument("--out", type=Path, required=True, help="the folder to write train/*.tar and test/*.tar to")
-    one.add_argument("--per-shard", type=int, default=PER_SHARD, help="pictures in a shard")
-    one.add_argument("--device", default="auto", help="auto, cuda, mps or cpu, for the embeddings")
+    one.add_argument("--per-shard", type=int, default=10_000, help="pictures in a shard")
     one.add_argument("--no-embeddings", action="store_true", help="leave the captions' embeddings to the first run")
     one.add_argument("--check", action="store_true", help="only compare the shards in --out with their checksums")
-    one = command("download", fetch, profile=False)
-    one.add_argument("name", choices=[name for name in datasets.NAMES if name != "folder"])
+    one = command("download", fetch)
+    one.add_argument("name", help="birds, flowers, faces, coco, ...")
     one.add_argument("--folder", type=Path, help="where to put it; by default data/<name>")
-    one = command("export", export, profile=False)
+    one = command("export", export, "clip", "raw")
     one.add_argument("source", type=Path, help="run folder or one of its checkpoints")
     one.add_argument("--out", type=Path, required=True, help="the .pth to write, such as state_epoch_100.pth")
-    one.add_argument("--clip", help=CLIP_HELP)
-    one.add_argument("--raw", action="store_true", help="the generator in training, not its average")
-    one = command("sample", cli_sampling.run, profile=False)
-    cli_sampling.add_arguments(one, WEIGHTS_HELP, CLIP_HELP)
     return top
 
 
@@ -209,14 +386,15 @@ def main() -> None:
     try:
         with told:
             args.run(args)
-    except (
-        ConfigError, WeightsError, TrainingFailed, ProcessLost, FloatingPointError, ValueError, OSError, ImportError,
-    ) as error:  # fmt: skip
+    except (RuntimeError, ArithmeticError, ValueError, OSError, ImportError) as error:
+        ours = type(error).__module__.startswith("galiplib.")  # TrainingFailed, ProcessLost
+        if isinstance(error, RuntimeError) and not ours:
+            raise
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("galip: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:  # a training's says what is saved
+        print(f"galip: {stop if stop.args else ABORTED.get(args.command, 'interrupted')}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "signal", signal.SIGINT))
 
 
 if __name__ == "__main__":

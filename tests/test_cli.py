@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -50,12 +51,12 @@ def test_every_way_of_sampling(monkeypatch, tmp_path, capsys):
     one, again, red, blue = tmp_path / "1.png", tmp_path / "2.png", "a red bird with black wings", "a blue bird"
     guided = ["--truncation", 0.7, "--towards", blue, "--share", 1.5, "--late", blue, "--late-from", 3]
     galip(monkeypatch, "sample", red, "--count", 1, *guided, "--out", one)
-    galip(monkeypatch, "sample", "--replay", one, "--out", again)
+    galip(monkeypatch, "replay", one, "--out", again)
     assert one.read_bytes() == again.read_bytes()
     galip(monkeypatch, "sample", red, "--count", 6, "--best", 2, "--out", tmp_path / "best.png")
     assert capsys.readouterr().out.count("CLIP similarity 0.") == 2
     galip(monkeypatch, "sample", red, blue, "--count", 3, "--out", tmp_path / "grid.png")
-    galip(monkeypatch, "sample", red, "--to-seed", 5, "--steps", 3, "--out", tmp_path / "walk.gif")
+    galip(monkeypatch, "walk", red, "--to-seed", 5, "--steps", 3, "--out", tmp_path / "walk.gif")
     with Image.open(tmp_path / "walk.gif") as gif:
         assert gif.n_frames == 4 and gif.size == (112, 112)
     (tmp_path / "list.txt").write_text(f"{red}\n{blue}\n")
@@ -67,7 +68,7 @@ def test_sample_in_bf16_and_replay_it(monkeypatch, tmp_path):
     exact, fast, again = tmp_path / "1.png", tmp_path / "2.png", tmp_path / "3.png"
     galip(monkeypatch, "sample", "a red bird", "--count", 1, "--out", exact)
     galip(monkeypatch, "sample", "a red bird", "--count", 1, "--out", fast, "--precision", "bf16")
-    galip(monkeypatch, "sample", "--replay", fast, "--out", again)
+    galip(monkeypatch, "replay", fast, "--out", again)
     assert fast.read_bytes() == again.read_bytes()
     with Image.open(exact) as one, Image.open(fast) as other:
         assert (one.text["precision"], other.text["precision"]) == ("fp32", "bf16")
@@ -76,25 +77,39 @@ def test_sample_in_bf16_and_replay_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("command", "message"),
     [
-        ([], "give either one or more captions, or --file, or --replay"),
-        (["a bird", "--replay", "x.png"], "give either"),
-        (["--replay", "x.png"], "x.png"),
-        (["--file", "x.txt"], "x.txt"),
-        (["--file", "x.txt", "--best", 2], "go with captions"),
-        (["a bird", "a red bird", "--to-seed", 2], "a walk starts at one caption"),
-        (["a bird", "--towards", "a red bird", "--count", 2], "takes no --count"),
-        (["a bird", "--share", 0.5], "give --towards, too"),
-        (["a bird", "--count", 0], "count must lie between 1 and 4096, not 0"),
-        (["a bird", "--best", 0], "keep must lie between 1 and the 8"),
-        (["a bird", "--raw"], "holds one set of weights"),
+        (["sample"], "give either one or more captions, or --file"),
+        (["sample", "a bird", "--file", "x.txt"], "give either"),
+        (["replay", "x.png"], "x.png"),
+        (["sample", "--file", "x.txt"], "x.txt"),
+        (["sample", "--file", "x.txt", "--best", 2], "go with captions"),
+        (["walk", "a bird", "a red bird", "--to-seed", 2], "a walk starts at one caption"),
+        (["walk", "a bird", "--towards", "a red bird", "--count", 2], "unrecognized arguments: --count 2"),
+        (["walk", "a bird", "--steps", 1], "steps must lie between 2 and 4096, not 1"),
+        (["sample", "a bird", "--share", 0.5], "give --towards, too"),
+        (["sample", "a bird", "--count", 0], "count must lie between 1 and 4096, not 0"),
+        (["sample", "a bird", "--best", 0], "keep must lie between 1 and the 8"),
+        (["sample", "a bird", "--raw"], "holds one set of weights"),
+        (["sample", "--replay", "x.png"], "--replay is of a command of its own: galip replay PNG"),
+        (["sample", "a bird", "--to-seed", 2], "galip walk CAPTION --to-seed N"),
+        (["sample", "a bird", "--steps", 3], "galip walk CAPTION --steps N"),
+        (["sample", "a bird", "--towards", "a red bird"], "galip walk CAPTION --towards CAPTION"),
     ],
 )
-def test_sampling_options_that_do_not_go_together(monkeypatch, capsys, tmp_path, options, message):
+def test_sampling_options_that_do_not_go_together(monkeypatch, capsys, tmp_path, command, message):
     monkeypatch.chdir(tmp_path)
-    assert message in fails(monkeypatch, capsys, "sample", *options)
+    said = fails(monkeypatch, capsys, *command)
+    assert message in said and (said.count("\n") == 1 or said.startswith("usage"))
     assert not list(tmp_path.iterdir())
+
+
+def test_help_answers_at_once():
+    """Neither torch nor anything else that takes seconds is loaded to say what the commands are."""
+    code = "import sys; from galiplib.cli import parser; print(parser().format_help(), *sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "replay" in told
+    assert not {"torch", "numpy", "pydantic", "torchvision"} & set(told.split())
 
 
 def test_train_resume_export_evaluate(monkeypatch, tmp_path, capsys):

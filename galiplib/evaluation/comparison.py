@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
+import torch
 
 from ..build import held_out_data
 from ..checkpoints.loading import load_generator
@@ -164,6 +165,7 @@ def compare(
     quote: bool | None = None,
     clip_model: CLIP | None = None,
     progress: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Comparison:
     """Measure several generators by one protocol -> a table, and files.
 
@@ -190,7 +192,7 @@ def compare(
     keep = None if folder is None else Path(folder) / "evaluations"
     splits, records = None, {}
     for label, path in checkpoints.items():
-        generator = load_generator(path, clip_model)
+        generator = load_generator(path, clip_model, device)
         made = _fingerprint(generator, config)
         file = keep and keep / f"{made}.json"
         if file and file.is_file():

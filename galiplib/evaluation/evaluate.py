@@ -285,14 +285,15 @@ def measure_generator(
 
 
 def measure_folder(
-    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True
-) -> dict[str, Any]:
+    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Measure pictures in a folder by a configuration's data set, CLIP and `eval.features` (see `evaluate_folder`).
 
     Args:
         clip: another CLIP, by name or file.
     """
-    bridge = make_bridge(config, clip_model=load_clip(clip) if clip else None)
+    bridge = make_bridge(config, device, load_clip(clip) if clip else None)
     judge = load_judge() if dataset_of(config).judged else None
     look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)
     real = make_data(config, dataset_of(config).held_out[0])

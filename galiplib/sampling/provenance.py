@@ -31,7 +31,7 @@ class Origin:
         checkpoint: "mini" or the path they were loaded from.
         weights: fingerprint of generator and CLIP, see `fingerprint`.
         ema: the averaged weights of a run, rather than those in training.
-        precision: "fp32", or "bf16" after `fast.to_bf16`.
+        precision: "fp32", or "bf16" after `bf16.to_bf16`.
     """
 
     checkpoint: str

@@ -270,7 +270,10 @@ class _Sentences:
 # ---------------------------------------------------------------- a picture made again
 
 
-def replay(png: str | Path, checkpoint: str | Path | None = None, clip_model: CLIP | None = None) -> Samples:
+def replay(
+    png: str | Path, checkpoint: str | Path | None = None, clip_model: CLIP | None = None,
+    device: str | torch.device = "cpu",
+) -> Samples:  # fmt: skip
     """Make a picture again from the caption, seed, settings and checkpoint noted in its file.
 
     Args:
@@ -288,7 +291,7 @@ def replay(png: str | Path, checkpoint: str | Path | None = None, clip_model: CL
     recipe, origin = read_png(png)
     if checkpoint is not None:
         origin = dataclasses.replace(origin, checkpoint=str(checkpoint))
-    generator = load_generator(origin.checkpoint, clip_model, ema=origin.ema)
+    generator = load_generator(origin.checkpoint, clip_model, device, origin.ema)
     origin.check(generator, png)
     if origin.precision == "bf16":
         to_bf16(generator)
