@@ -19,7 +19,7 @@ import measure
 import subjects
 from galiplib.clip.bridge import ClipBridge
 from galiplib.sampling.bf16 import to_bf16
-from galiplib.sampling.recipe import noise_of
+from galiplib.sampling.recipe import noise_of_seeds
 from galiplib.sampling.sample import sample
 from galiplib.systems.galip import Generator
 from reference import Reference
@@ -44,7 +44,7 @@ def candidate(name: str, size: str, generator: Generator, batch: int) -> Callabl
         return ours(to_bf16(generator) if precision == "bf16" else generator, texts, name.endswith("compiled"))
     theirs = Reference(bridge, subjects.config_of(size, "fp32"), precision=precision, training=False)
     theirs.copy("netG", generator)
-    noise = noise_of([0], generator.noise_dim).repeat(batch, 1).to(bridge.pixel_mean)  # as `sample` draws it
+    noise = noise_of_seeds([0], generator.noise_dim).repeat(batch, 1).to(bridge.pixel_mean)  # as `sample` draws it
     return lambda: theirs.sample(bridge.tokenize(texts).to(noise.device), noise)
 
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from galiplib.images import contact_sheet, save_png
-
 from galiplib import load_generator, sample
+from galiplib.images import contact_sheet, save_png
 
 HERE = Path(__file__).parent
 CAPTIONS = [

@@ -246,10 +246,10 @@ def test_batch_size_changes_no_picture(generator, bridge, data):
 
 
 def test_noise_is_normal_and_each_row_its_own():
-    noise = evaluation.noise_of(range(500), 100, seed=0)
+    noise = evaluation.noise_of_pictures(range(500), 100, seed=0)
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert len({tuple(row[:3].tolist()) for row in noise}) == 500
-    torch.testing.assert_close(evaluation.noise_of([7], 100, seed=0)[0], noise[7], rtol=0, atol=0)
+    torch.testing.assert_close(evaluation.noise_of_pictures([7], 100, seed=0)[0], noise[7], rtol=0, atol=0)
 
 
 def test_modes_are_restored_even_after_an_error(generator, bridge):

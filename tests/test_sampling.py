@@ -129,12 +129,12 @@ def test_interpolation_starts_and_ends_at_the_captions(generator, bridge):
 
 
 def test_noise_is_turned_on_an_arc():
-    a, b = recipes.noise_of([3, 4], 20_000)
+    a, b = recipes.noise_of_seeds([3, 4], 20_000)
     for share in (0.25, 0.5, 0.75):
         between = recipes.Recipe(RED, seed=3, seed_b=4, turn=share).noise(20_000)
         assert abs(float(between.std()) - 1) < 0.02  # on a straight line it would be 0.79 and 0.71
         assert torch.allclose(between, recipes.arc(b, a, 1 - share), atol=1e-5)
-    assert torch.equal(recipes.Recipe(RED, seed=3, seed_b=3, turn=0.5).noise(8), recipes.noise_of([3], 8)[0])
+    assert torch.equal(recipes.Recipe(RED, seed=3, seed_b=3, turn=0.5).noise(8), recipes.noise_of_seeds([3], 8)[0])
 
 
 def test_truncation_shrinks_the_noise(generator, bridge):
@@ -149,7 +149,7 @@ def test_guidance_goes_beyond_the_second_caption(generator, bridge):
     a, b = bridge.encode_text(bridge.tokenize([RED, BLUE]))
     made = sampling.sample(generator, bridge, RED, towards=BLUE, share=1.5)
     with torch.inference_mode():
-        by_hand = generator(recipes.noise_of([0], 8), (b + 0.5 * (b - a))[None])
+        by_hand = generator(recipes.noise_of_seeds([0], 8), (b + 0.5 * (b - a))[None])
     torch.testing.assert_close(made.images, by_hand.clamp(-1, 1))
     assert made.captions == [f"-50% {RED}, 150% {BLUE}"]
 

@@ -19,7 +19,7 @@ from ..data import minibirds
 from ..data.batches import Source
 from ..images import to_images
 from ..systems.picture_input import PictureGenerator, pack
-from . import evaluating, noise_of, to_range
+from . import evaluating, noise_of_pictures, to_range
 from .judge import COLUMNS, JUDGED, Judge
 
 CONTROL = 7  # rows further on: the picture that was not given
@@ -63,7 +63,7 @@ def make_edits(
         for start in range(0, count, 100):
             part = slice(start, start + 100)
             sentence = bridge.encode_text(bridge.tokenize(captions[part]).to(device)).float()
-            noise = noise_of(range(start, start + len(sentence)), generator.noise_dim, seed)
+            noise = noise_of_pictures(range(start, start + len(sentence)), generator.noise_dim, seed)
             packed = pack(noise, given[part]).to(device)
             made.append(to_range(generator(packed, sentence), numbers=range(start, start + len(sentence))).cpu())
     return Edits(torch.cat(made), given, captions, truth)

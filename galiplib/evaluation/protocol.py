@@ -89,8 +89,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def noise_of(indices: Iterable[int], noise_dim: int, seed: int) -> Tensor:
-    """Picture numbers -> standard normal noise (B, Z), a row from its own number and the seed alone."""
+def noise_of_pictures(indices: Iterable[int], noise_dim: int, seed: int) -> Tensor:
+    """Picture numbers -> standard normal noise (B, Z), a row from its own number and the evaluation's seed alone.
+
+    So picture 0 of an evaluation is not the picture that `sampling` draws of seed 0.
+    """
     own = [torch.Generator().manual_seed(random.Random(f"{seed}-{i}").getrandbits(63)) for i in indices]
     return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
 
@@ -103,7 +106,7 @@ def draw(
     Raises:
         EvaluationError: for a picture that is not finite, by its number.
     """
-    noise = noise_of(indices, generator.noise_dim, seed).to(device)  # (B, Z)
+    noise = noise_of_pictures(indices, generator.noise_dim, seed).to(device)  # (B, Z)
     return to_range(generator(noise, sentence.to(device)), numbers=indices)
 
 

@@ -99,7 +99,7 @@ class Recipe:
 
     def noise(self, noise_dim: int) -> Tensor:
         """The generator's noise (Z,)."""
-        first, *second = noise_of(self.seeds, noise_dim)
+        first, *second = noise_of_seeds(self.seeds, noise_dim)
         return self.truncation * (arc(first, second[0], self.turn) if second else first)
 
 
@@ -115,8 +115,12 @@ def check_caption(text: Any, which: str) -> None:
         raise ValueError(f"{which} holds {text[error.start]!r}, which is no whole character") from None
 
 
-def noise_of(seeds: Sequence[int], noise_dim: int) -> Tensor:
-    """N seeds -> noise (N, noise_dim), standard normal; each row depends on its own seed only."""
+def noise_of_seeds(seeds: Sequence[int], noise_dim: int) -> Tensor:
+    """N seeds -> noise (N, noise_dim), standard normal; each row depends on its own seed only.
+
+    The convention of pictures that people ask for; an evaluation's picture number 0 (`noise_of_pictures`) and a
+    training step's noise (`random_of`) have other numbers, also where their seed is 0.
+    """
     rows = [torch.randn(noise_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)  # (N, Z)
 

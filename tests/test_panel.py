@@ -22,7 +22,7 @@ from galiplib.config import ModelConfig
 from galiplib.data import minibirds
 from galiplib.images import to_uint8
 from galiplib.panel import results as panel_drawings
-from galiplib.panel import sampler as widgets
+from galiplib.panel import sampler
 from galiplib.panel.jobs import Jobs
 from galiplib.sampling.sample import replay, sample
 from galiplib.systems.galip import Generator
@@ -43,7 +43,7 @@ GEOMETRY = dict(
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(0)
-    captions = [*sum(minibirds.build("train", 24, size=32).captions, []), *widgets.EXAMPLES]
+    captions = [*sum(minibirds.build("train", 24, size=32).captions, []), *sampler.EXAMPLES]
     bridge = ClipBridge(new_clip(GEOMETRY, vocabulary_of(captions)))
     config = ModelConfig(channels=4, noise_dim=8, image_size=32, code_channels=8, fusion_blocks=1)
     generator = Generator(bridge, config)
@@ -57,7 +57,7 @@ def generator():
 
 @pytest.fixture
 def panel(generator, tmp_path):
-    return widgets.sampler_panel(generator, "mini <1>", folder=tmp_path)
+    return sampler.sampler_panel(generator, "mini <1>", folder=tmp_path)
 
 
 def everything(widget):
@@ -102,9 +102,9 @@ def draw(panel, **values):
 
 def test_the_panel_starts_with_a_drawing(panel, generator):
     assert isinstance(panel, ipywidgets.VBox)
-    made = sample(generator, generator.bridge, widgets.EXAMPLES[0], count=4)
+    made = sample(generator, generator.bridge, sampler.EXAMPLES[0], count=4)
     assert np.array_equal(pictures(panel), to_uint8(made.images))
-    assert text(panel).startswith(f"drawing 1: {widgets.EXAMPLES[0]} · seeds 0 to 3 · ")
+    assert text(panel).startswith(f"drawing 1: {sampler.EXAMPLES[0]} · seeds 0 to 3 · ")
     assert text(panel).endswith(" · mini <1>")
     assert find(panel, "cancel").disabled and len(find(panel, "history").children) == 1
 
@@ -126,8 +126,8 @@ def test_caption_count_and_truncation_are_obeyed(panel):
 
 
 def test_examples_dice_and_enter_draw_at_once(panel):
-    find(panel, "examples").value = widgets.EXAMPLES[2]
-    assert find(panel, "caption").value == widgets.EXAMPLES[2] and text(panel).startswith("drawing 2: this green")
+    find(panel, "examples").value = sampler.EXAMPLES[2]
+    assert find(panel, "caption").value == sampler.EXAMPLES[2] and text(panel).startswith("drawing 2: this green")
     assert find(panel, "examples").value == ""
     find(panel, "roll").click()
     assert text(panel).startswith("drawing 3: ")
@@ -183,8 +183,8 @@ def test_the_history_brings_back_keeps_and_downloads(panel, tmp_path):
     draw(panel, caption="a purple bird in the sky", seed=7, count=1)
     assert len(find(panel, "history").children) == 2
     all_of(panel, "show")[1].click()  # the newest comes first
-    assert np.array_equal(pictures(panel), first) and text(panel) == f"back: {widgets.EXAMPLES[0]}"
-    assert (find(panel, "caption").value, find(panel, "seed").value) == (widgets.EXAMPLES[0], 0)
+    assert np.array_equal(pictures(panel), first) and text(panel) == f"back: {sampler.EXAMPLES[0]}"
+    assert (find(panel, "caption").value, find(panel, "seed").value) == (sampler.EXAMPLES[0], 0)
     for _ in range(2):
         all_of(panel, "keep")[1].click()
         assert text(panel) == f"kept: 4 files in {tmp_path / 'kept'}"
@@ -198,7 +198,7 @@ def test_the_history_brings_back_keeps_and_downloads(panel, tmp_path):
         assert {name: archive.read(name) for name in archive.namelist()} == {f.name: f.read_bytes() for f in files}
     for seed in range(15):
         draw(panel, seed=seed)
-    assert len(find(panel, "history").children) == widgets.HISTORY
+    assert len(find(panel, "history").children) == sampler.HISTORY
 
 
 def test_another_picture_of_the_same_name_gets_another_name(panel, tmp_path):
@@ -272,7 +272,7 @@ def test_a_caption_of_500_words_is_cut_with_a_notice(panel):
 
 
 def test_a_panel_without_examples(generator, tmp_path):
-    panel = widgets.sampler_panel(generator, examples=(), folder=tmp_path)
+    panel = sampler.sampler_panel(generator, examples=(), folder=tmp_path)
     assert find(panel, "examples").disabled
     assert "the caption is empty" in text(panel)
 
@@ -292,7 +292,7 @@ def trained(tiny_config, tmp_path):
 
 def test_the_checkpoint_is_chosen_in_the_panel(trained, tmp_path):
     folder, config = trained
-    panel = widgets.sampler_panel(load_generator(), folder=tmp_path, training=config)
+    panel = sampler.sampler_panel(load_generator(), folder=tmp_path, training=config)
     choice = find(panel, "checkpoint")
     assert choice.options == (("mini (shipped)", "mini"), ("some/run", str(folder)))
     assert find(panel, "averaged").disabled
