@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> None:
         from .evaluation import measure_generator
 
         metrics = measure_generator(run.networks.ema, run.bridge, config).record()
-        if run.team.leads:
+        if run.workers.leads:
             run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
 
 
