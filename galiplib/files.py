@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
+WRAPPINGS = ("model", "state_dict", "model_state_dict")  # under which trainings keep a network's tensors
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|_orig_mod\.")  # of DDP and torch.compile
 
 
 class WeightsError(ValueError):
@@ -120,6 +122,33 @@ def load_torch(path: str | Path) -> Any:
         raise WeightsError(f"{path} is damaged or no file of torch.save") from None
     except Exception as error:  # of any kind: what the bytes of a broken file lead to can't be listed
         raise WeightsError(f"{path} is damaged or no file of torch.save: {str(error)[:200]}") from None
+
+
+def state_dict(content: Any, what: str) -> dict[str, Tensor]:
+    """The tensors by name in what `load_torch` gave, as the usual trainings wrap them.
+
+    Found under `WRAPPINGS`, relieved of `PREFIXES`; numbers and strings beside the tensors are left out.
+
+    Raises:
+        WeightsError: if there are none; begins with `what` and says what is there.
+    """
+    if isinstance(content, dict):
+        for name in WRAPPINGS:
+            if isinstance(content.get(name), dict):
+                return state_dict(content[name], what)
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        beside = [value for value in content.values() if not isinstance(value, Tensor)]
+        if tensors and all(value is None or isinstance(value, (bool, int, float, str)) for value in beside):
+            return {
+                re.sub(r"^(module\.|_orig_mod\.)+|_orig_mod\.", "", name): tensor for name, tensor in tensors.items()
+            }
+    raise WeightsError(f"{what} (name -> tensor), but {contents(content)}")
+
+
+def contents(content: Any) -> str:
+    """In a few words what `load_torch` gave, for a message: its type, and the first keys of a dict."""
+    keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
+    return type(content).__name__ + (f" with {keys}" if keys else "")
 
 
 def fit(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -71,6 +71,21 @@ def test_state_dict_keeps_fp32_exactly(tmp_path, model):
         assert torch.equal(tensor, model.state_dict()[name])
 
 
+def test_state_dicts_as_trainings_wrap_them(tmp_path, model):
+    state = model.state_dict()
+    ddp = {f"module.{name}": tensor for name, tensor in state.items()}
+    for content in (
+        ddp,
+        {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+        {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "loss": 1.2},
+        {"epoch": 3, "name": "mine", "state_dict": ddp, "optimizer": {}},
+        {**state, "input_resolution": 64, "context_length": 77, "vocab_size": 49408},
+    ):
+        torch.save(content, tmp_path / "clip.pt")
+        loaded = galiplib.load_clip(tmp_path / "clip.pt").state_dict()
+        assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+
+
 def test_files_that_are_no_clip(tmp_path, model):
     path = tmp_path / "clip.pt"
     state = dict(model.state_dict())
@@ -82,6 +97,9 @@ def test_files_that_are_no_clip(tmp_path, model):
         galiplib.load_clip(path)
     torch.save([1, 2], path)
     with pytest.raises(WeightsError, match="no state dict of a CLIP .* but list"):
+        galiplib.load_clip(path)
+    torch.save({"step": 3, "networks": {}}, path)
+    with pytest.raises(WeightsError, match="no state dict of a CLIP .* but dict with step, networks"):
         galiplib.load_clip(path)
     path.write_bytes(b"GIF89a nonsense")
     with pytest.raises(WeightsError, match="damaged or no file of torch.save"):

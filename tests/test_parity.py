@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from clip.model import LayerNorm
 
 from galiplib.checkpoints.loading import load_generator
-from galiplib.checkpoints.published import import_reference
-from galiplib.checkpoints.published_names import NEVER_LEARN, TOWER, to_ours
+from galiplib.checkpoints.published import NEVER_LEARN, TOWER, import_reference, to_ours
 from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.config import build_config
 from galiplib.losses import matching_aware_penalty

@@ -75,13 +75,14 @@ def same(one, other):
             assert torch.equal(tensor, other["model"][network][name]), name
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("with_clip", [True, False])
 def test_generator_draws_the_same_from_their_file(file, published, clip_model, prefix, with_clip):
     def ddp(content):
         model = content["model"]
         for network, state in model.items():
             model[network] = {prefix + name: tensor for name, tensor in state.items()}
+        content["epoch"] = "best" if prefix else 7
 
     change(file, ddp)
     generator = load_generator(file, clip_model if with_clip else None)
@@ -189,7 +190,9 @@ class Code:
          r"code\.bias is \(5,\), expected \(196,\)"),
         (lambda c: c["model"]["netG"].pop("to_rgb.1.weight"), "lacks 'to_rgb.1.weight'"),
         (lambda c: c["model"].pop("netG"), "neither a checkpoint of galiplib .* nor of GALIP's authors"),
-        (lambda c: c["model"].update(netG=3), "netG of .* is no state dict"),
+        (lambda c: c["model"].update(netG=3), "netG of .* is no state dict .* but int"),
+        (lambda c: [c["model"]["netG"].pop(n) for n in list(c["model"]["netG"]) if n.startswith("GBlocks.")],
+         r"lacks 'GBlocks\.'"),
         (lambda c: c.update(code=Code()), "could run code: refused"),
         (lambda c: c["model"]["netG"].pop("mapping.CLIP_ViT.conv1.weight"), "lacks mapping.CLIP_ViT.conv1.weight"),
     ],

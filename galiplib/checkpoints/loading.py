@@ -6,26 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..build import make_bridge, with_own_clip
 from ..clip.bridge import CLIP
-from ..config import Config, build_config
-from ..files import WEIGHTS, WeightsError, fit, is_safetensors, load_torch, load_weights
+from ..config import build_config
+from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
 from ..systems.discriminator import ConditionalHead, FeatureDiscriminator
 from ..systems.galip import Generator
-from . import published as reference
-from .store import FOLDER as CHECKPOINTS
-from .store import KIND, Checkpoints
+from .published import Published, import_reference, is_reference, their_optimizers
+from .published import export_reference as write_reference
+from .store import FOLDER, KIND, Checkpoints
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
 
 def load_generator(
-    path: str | Path = "mini",
-    clip_model: CLIP | None = None,
-    device: str | torch.device = "cpu",
-    ema: bool = True,
+    path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu", ema: bool = True
 ) -> Generator:
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
@@ -39,19 +35,14 @@ def load_generator(
     Raises:
         WeightsError: for a file that is missing, damaged, unsafe, or doesn't fit the CLIP.
     """
-    path = SHIPPED if path == "mini" else Path(path)
-    if path.is_file() and is_safetensors(path):
-        _averaged_only(path, ema)
-        tensors, record = load_weights(path, KIND)
-        config = build_config(record["config"])
-    else:
-        path, content = _read(path)
-        if reference.is_reference(content):
-            _averaged_only(path, ema)
-            return reference.import_reference(path, clip_model, device, content).generator
-        config, tensors = _part(path, content, "ema." if ema else "generator.")
-    bridge = make_bridge(with_own_clip(config, _run_folder(path)), device, clip_model)
-    return _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", device)
+    path, content = _read(path)
+    theirs = is_reference(content)
+    if not ema and (theirs or not _holds(content, "generator")):
+        raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
+    if theirs:
+        return import_reference(path, clip_model, device, content).generator
+    (generator,) = _networks(path, content, {"ema" if ema else "generator": Generator}, clip_model, device)
+    return generator
 
 
 def load_discriminator(
@@ -66,20 +57,17 @@ def load_discriminator(
     Raises:
         WeightsError: as `load_generator`, and for a file that holds a generator only.
     """
-    path = SHIPPED if path == "mini" else Path(path)
-    if path.is_file() and is_safetensors(path):
-        raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
     path, content = _read(path)
-    if reference.is_reference(content):
-        found = reference.import_reference(path, clip_model, device, content)
+    if is_reference(content):
+        found = import_reference(path, clip_model, device, content)
         if found.discriminator is None or found.head is None:
             raise WeightsError(f"{path} holds a generator only, no netD and netC")
         return found.discriminator, found.head
-    config, tensors = _part(path, content, "discriminator.")
-    bridge = make_bridge(with_own_clip(config, _run_folder(path)), device, clip_model)
-    discriminator = _ready(FeatureDiscriminator(bridge, config.model), tensors, f"the discriminator in {path}", device)
-    _, tensors = _part(path, content, "head.")
-    return discriminator, _ready(ConditionalHead(bridge, config.model), tensors, f"the head in {path}", device)
+    if not _holds(content, "discriminator"):
+        raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
+    kinds = {"discriminator": FeatureDiscriminator, "head": ConditionalHead}
+    discriminator, head = _networks(path, content, kinds, clip_model, device)
+    return discriminator, head
 
 
 def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
@@ -88,7 +76,7 @@ def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
 
 
 def export_reference(
-    source: str | Path | reference.Published, path: str | Path, clip_model: CLIP | None = None, ema: bool = True
+    source: str | Path | Published, path: str | Path, clip_model: CLIP | None = None, ema: bool = True
 ) -> None:
     """Write a training as a checkpoint in the authors' format, for their code to load.
 
@@ -101,55 +89,52 @@ def export_reference(
     Raises:
         WeightsError: as `load_generator`, and for networks whose function their code can't compute.
     """
-    if not isinstance(source, reference.Published):
-        file, content = _read(Path(source))
-        if reference.is_reference(content):
-            source = reference.import_reference(file, clip_model, content=content)
+    if not isinstance(source, Published):
+        file, content = _read(source)
+        if is_reference(content):
+            source = import_reference(file, clip_model, content=content)
         else:
-            source = _published(file, content, clip_model, ema)
-    reference.export_reference(source, path)
+            generator = load_generator(file, clip_model, ema=ema)
+            discriminator, head = load_discriminator(file, generator.bridge.model)
+            config = build_config(content["config"])
+            source = Published(config, generator.bridge, generator, discriminator, head)
+            source.optimizers = their_optimizers(source, content["optimizer_g"], content["optimizer_d"])
+    write_reference(source, path)
 
 
-def _averaged_only(path: Path, ema: bool) -> None:
-    if not ema:
-        raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
-
-
-def _read(path: Path) -> tuple[Path, Any]:
-    """A torch file, or a run folder's newest whole checkpoint -> where it lies, its content."""
-    if not path.is_dir():
-        return path, load_torch(path)
-    content = Checkpoints(path).load()
-    if content is None:
-        raise WeightsError(f"{path} holds no checkpoint: notebook 05 or `galip train --out {path}` makes one")
-    return path / CHECKPOINTS / f"step_{content['step']:06d}.pt", content
-
-
-def _part(path: Path, content: Any, prefix: str) -> tuple[Config, dict[str, Tensor]]:
-    """Of one of our checkpoints: its configuration, and the tensors of one network."""
-    if not isinstance(content, dict) or not {"config", "networks"} <= content.keys():
+def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A file, or a run folder's newest whole checkpoint -> where it lies, its content; an export's looks alike."""
+    path = SHIPPED if path == "mini" else Path(path)
+    if path.is_dir():
+        content = Checkpoints(path).load()
+        if content is None:
+            raise WeightsError(f"{path} holds no checkpoint: notebook 05 or `galip train --out {path}` makes one")
+        return path / FOLDER / f"step_{content['step']:06d}.pt", content
+    if path.is_file() and is_safetensors(path):
+        tensors, record = load_weights(path, KIND)
+        return path, {"config": record["config"], "networks": {f"ema.{name}": t for name, t in tensors.items()}}
+    content = load_torch(path)
+    if not is_reference(content) and not (isinstance(content, dict) and {"config", "networks"} <= content.keys()):
         raise WeightsError(
-            f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...)"
+            f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...), "
+            f"but {contents(content)}"
         )
-    tensors = {n.removeprefix(prefix): t for n, t in content["networks"].items() if n.startswith(prefix)}
-    return build_config(content["config"]), tensors
+    return path, content
 
 
-def _published(path: Path, content: Any, clip_model: CLIP | None, ema: bool) -> reference.Published:
-    config, tensors = _part(path, content, "ema." if ema else "generator.")
-    bridge = make_bridge(with_own_clip(config, _run_folder(path)), "cpu", clip_model)
-    generator = _ready(Generator(bridge, config.model), tensors, f"the generator in {path}", "cpu")
-    discriminator, head = load_discriminator(path, bridge.model)
-    found = reference.Published(config, bridge, generator, discriminator, head)
-    found.optimizers = reference.their_optimizers(found, content["optimizer_g"], content["optimizer_d"])
-    return found
+def _holds(content: dict[str, Any], network: str) -> bool:
+    return any(name.startswith(f"{network}.") for name in content["networks"])
 
 
-def _run_folder(path: Path) -> Path:
-    """The folder of the run that a file of its belongs to."""
-    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-
-
-def _ready(module: nn.Module, tensors: dict[str, Tensor], what: str, device: str | torch.device) -> Any:
-    fit(module, tensors, what)
-    return module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+def _networks(
+    path: Path, content: dict[str, Any], kinds: dict[str, Any], clip_model: CLIP | None, device: str | torch.device
+) -> list[Any]:
+    """Networks of a checkpoint or export of ours, by name, made around the CLIP it names, in eval mode."""
+    config, run = build_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent
+    bridge, made = make_bridge(with_own_clip(config, run), device, clip_model), []
+    for name, kind in kinds.items():
+        module, prefix = kind(bridge, config.model), f"{name}."
+        tensors = {n.removeprefix(prefix): t for n, t in content["networks"].items() if n.startswith(prefix)}
+        fit(module, tensors, f"the {'generator' if name == 'ema' else name} in {path}")
+        made.append(module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False))
+    return made

@@ -7,7 +7,10 @@ netD holds shortcuts (`DBlocks.*.conv_s`) that no computation uses, kept here so
 
 from __future__ import annotations
 
+import copy
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,76 @@ from torch import Tensor, nn
 
 from ..clip.bridge import CLIP, ClipBridge
 from ..config import Config, build_config
-from ..files import WeightsError, fit, load_torch, write_atomically
+from ..files import WeightsError, contents, fit, load_torch, state_dict, write_atomically
 from ..systems.discriminator import ConditionalHead, FeatureDiscriminator
 from ..systems.galip import REFERENCE_SIZES, Generator
-from .published_names import TOWER, UNUSED, their_order, to_ours, to_theirs
+
+# ---------------------------------------------------------------- what they call things
+
+TOWER = "mapping.CLIP_ViT."
+UNUSED = re.compile(r"DBlocks\.\d+\.conv_s\.")
+# Their names of what never learns: CLIP is frozen, and no computation uses those shortcuts. All else gets a gradient.
+NEVER_LEARN = (re.compile(re.escape(TOWER)), UNUSED)
+
+FUSION = (
+    (".fc_gamma.0.", ".affine.gamma.0."), (".fc_gamma.2.", ".affine.gamma.2."),  # RATLIP's, behind an LSTM (rnn)
+    (".fc_beta.0.", ".affine.beta.0."), (".fc_beta.2.", ".affine.beta.2."),
+    (".fc_gamma.linear1.", ".gamma.0."), (".fc_gamma.linear2.", ".gamma.2."),
+    (".fc_beta.linear1.", ".beta.0."), (".fc_beta.linear2.", ".beta.2."),
+    (".se.gn.", ".attention.norm."), (".se.cweight", ".attention.channel_weight"),
+    (".se.cbias", ".attention.channel_bias"), (".se.sweight", ".attention.place_weight"),
+    (".se.sbias", ".attention.place_bias"), (".bn.", ".norm."),
+)  # fmt: skip
+COLLECT = ((".conv_r.", ".residual."), (".conv_s.", ".shortcut."))
+# network -> (their prefix, our prefix, what differs behind it), in the order of their modules
+NAMES: dict[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]] = {
+    "netG": (
+        ("fc_code.", "code.", ()), ("mapping.FBlocks.", "fusion.", FUSION), ("mapping.conv_fuse.", "to_clip.", ()),
+        (TOWER, TOWER, ()), ("mapping.conv.", "from_clip.", ()), ("mapping.fc_prompt.", "prompts.", ()),
+        ("GBlocks.", "blocks.", (*FUSION, (".c1.", ".conv1."), (".c2.", ".conv2."), (".c_sc.", ".shortcut."))),
+        ("to_rgb.1.", "to_rgb.", ()),
+    ),
+    "netD": (("DBlocks.", "collect.", COLLECT), ("main.", "reduce.", COLLECT)),
+    "netC": (("joint_conv.0.", "joint.", ()), ("joint_conv.2.", "logit.", ())),
+}  # fmt: skip
+BLOCK_ORDER = ("gamma", "beta", "c1", "c2", "fuse1", "fuse2", "c_sc", "conv_r", "conv_s")
+
+
+def to_ours(network: str, name: str) -> str:
+    """Their name of a parameter -> ours; a name that is none of theirs stays as it is."""
+    for theirs, ours, inner in NAMES[network]:
+        if name.startswith(theirs):
+            name = ours + name[len(theirs) :]
+            for before, after in inner:
+                name = name.replace(before, after)
+            break
+    return name
+
+
+def to_theirs(network: str, name: str) -> str:
+    """Our name of a parameter -> theirs.
+
+    Raises:
+        KeyError: for a parameter that their network does not have.
+    """
+    for theirs, ours, inner in NAMES[network]:
+        if name.startswith(ours):
+            name = theirs + name[len(ours) :]
+            for after, before in inner:
+                name = name.replace(before, after)
+            return name
+    raise KeyError(name)
+
+
+def their_order(network: str, name: str) -> tuple[int, int, int]:
+    """Where a name stands in their state dict: by module, number of the block, part of the block."""
+    place = next(i for i, (theirs, _, _) in enumerate(NAMES[network]) if name.startswith(theirs))
+    block = re.match(r"(?:(?:GBlocks|DBlocks)\.(\d+)|main)\.(\w+)", name)
+    if block is None:  # our order within the module is theirs
+        number = re.match(r"mapping\.FBlocks\.(\d+)", name)
+        return place, int(number.group(1)) if number else 0, 0
+    return place, int(block.group(1) or 0), BLOCK_ORDER.index(block.group(2))
+
 
 # ---------------------------------------------------------------- reading
 
@@ -68,15 +137,17 @@ def import_reference(
     """
     content = load_torch(path) if content is None else content
     if not is_reference(content):
-        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        wanted = '{"model": {"netG": ...}}'
-        raise WeightsError(f"{path} is no checkpoint of GALIP's or RATLIP's authors: {wanted} expected, {found} found")
-    states = {network: _stripped(path, network, state) for network, state in content["model"].items()}
+        wanted = '{"model": {"netG": ...}} expected'
+        raise WeightsError(
+            f"{path} is no checkpoint of GALIP's or RATLIP's authors: {wanted}, {contents(content)} found"
+        )
+    states = {name: state_dict(state, f"{name} of {path} is no state dict") for name, state in content["model"].items()}
     tower = {name[len(TOWER) :]: tensor for name, tensor in states["netG"].items() if name.startswith(TOWER)}
     config = _configuration(path, states)
     model = _clip_with(path, tower, states["netG"], clip_model, config.model.noise_dim)
     bridge = ClipBridge(model, "reference").to(device)
-    found = Published(config, bridge, Generator(bridge, config.model), epoch=int(content.get("epoch", 0)))
+    epoch = content.get("epoch")  # others' trainings note other things there, or nothing
+    found = Published(config, bridge, Generator(bridge, config.model), epoch=epoch if isinstance(epoch, int) else 0)
     found.optimizers = content.get("optimizers", {})
     ours = {to_ours("netG", n): t for n, t in states["netG"].items() if not n.startswith(TOWER)}
     fit(found.generator, ours, f"netG of {path}")
@@ -93,22 +164,16 @@ def import_reference(
     return found
 
 
-def _stripped(path: str | Path, network: str, state: Any) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{network} of {path} is no state dict (name -> tensor)")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
 def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Config:
     """The networks' geometry, read from the shapes."""
     netG = states["netG"]
     try:
-        blocks = 1 + max(int(name.split(".")[1]) for name in netG if name.startswith("GBlocks."))
+        blocks = _count(netG, "GBlocks.")
         model = {
             "channels": netG["to_rgb.1.weight"].shape[1],
             "noise_dim": netG["fc_code.weight"].shape[1],
             "code_channels": netG["mapping.conv_fuse.weight"].shape[1],
-            "fusion_blocks": 1 + max(int(n.split(".")[2]) for n in netG if n.startswith("mapping.FBlocks.")),
+            "fusion_blocks": _count(netG, "mapping.FBlocks."),
             "conditioning": "recurrent-reference" if any(".affine0.rnn." in name for name in netG) else "affine",
             "attention": any(".c1.conv." in name for name in netG),
         }
@@ -125,6 +190,14 @@ def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Co
     )  # fmt: skip
 
 
+def _count(names: Iterable[str], prefix: str) -> int:
+    """How many blocks there are, by their numbers behind a prefix; raises KeyError if none is."""
+    numbers = [int(name[len(prefix) :].split(".")[0]) for name in names if name.startswith(prefix)]
+    if not numbers:
+        raise KeyError(prefix)
+    return 1 + max(numbers)
+
+
 def _clip_with(
     path: str | Path, tower: dict[str, Tensor], netG: dict[str, Tensor], clip_model: CLIP | None, noise_dim: int
 ) -> CLIP:
@@ -132,9 +205,9 @@ def _clip_with(
     try:
         width, patch = tower["conv1.weight"].shape[0], tower["conv1.weight"].shape[-1]
         grid = round((len(tower["positional_embedding"]) - 1) ** 0.5)
+        layers = _count(tower, "transformer.resblocks.")
     except KeyError as error:
         raise WeightsError(f"netG of {path} lacks {TOWER}{error.args[0]}, a part of its frozen CLIP") from None
-    layers = len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")})
     embed_dim = netG["mapping.fc_prompt.weight"].shape[1] - noise_dim
     found = (width, layers, patch, grid, embed_dim)
     if clip_model is None:
@@ -155,11 +228,7 @@ def _clip_with(
         if not all(n in own and torch.allclose(own[n].cpu().float(), tower[n].float(), 1e-2, 1e-3) for n in unlike):
             warnings.warn(f"the frozen CLIP in {path} is not the given one ({unlike[0]}, ...): the file's is used "
                           "inside the generator", stacklevel=4)  # fmt: skip
-        model = CLIP(embed_dim, patch * grid, layers, width, patch, clip_model.context_length, clip_model.vocab_size,
-                     clip_model.ln_final.weight.shape[0], clip_model.transformer.resblocks[0].attn.num_heads,
-                     clip_model.transformer.layers).float()  # fmt: skip
-        model.load_state_dict(clip_model.state_dict())
-        model.vocabulary = getattr(clip_model, "vocabulary", None)
+        model = copy.deepcopy(clip_model).float()
     rest = {n: t for n, t in model.visual.state_dict().items() if n.startswith("ln_post") or n == "proj"}
     fit(model.visual, {**rest, **tower}, f"the CLIP in {path}")
     return model

@@ -11,7 +11,7 @@ import clip
 import torch
 from torch import Tensor
 
-from ..files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights
+from ..files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights, state_dict
 from .bridge import CLIP
 
 SHIPPED = WEIGHTS / "clip_mini.safetensors"
@@ -63,9 +63,9 @@ def _load_small(path: Path) -> CLIP:
     tensors, record = load_weights(path, KIND)
     try:
         model = CLIP(vocab_size=len(record["vocabulary"]), **record["geometry"]).float()
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} doesn't hold a whole CLIP: {str(error)[:300]}") from None
+    fit(model, tensors, f"the CLIP in {path}")
     model.vocabulary = record["vocabulary"]
     return model
 
@@ -84,9 +84,8 @@ def _by_name(name: str) -> CLIP:
 
 def _from_file(path: Path) -> CLIP:
     """OpenAI's archive or a state dict, in fp32: `clip.load` on a file would round to fp16 and unpickle anything."""
-    state = _archive_state(path) if _is_archive(path) else load_torch(path)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} holds no state dict of a CLIP (name -> tensor), but {type(state).__name__}")
+    content = _archive_state(path) if _is_archive(path) else load_torch(path)
+    state = state_dict(content, f"{path} holds no state dict of a CLIP")
     state = {name: tensor for name, tensor in state.items() if name not in ARCHIVE_FACTS}
     try:
         model = clip.model.build_model(dict(state)).float()
