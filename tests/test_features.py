@@ -6,7 +6,6 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from galiplib.evaluation import EvaluationError, features, frechet_distance
-from galiplib.evaluation.crowds import Names
 from galiplib.evaluation.judge import load_judge
 
 
@@ -38,10 +37,10 @@ def test_judge_and_clip_by_name(small_bridge):
 @pytest.mark.slow
 def test_inception_from_a_file_gives_fid(inception_file):
     inception = features.extractor("inception", weights=inception_file)
-    assert Names(inception.name, first=False)("frechet_all") == "fid"
-    assert Names(inception.name, first=True)("kernel_distance") == "kid"
-    for other in ("judge", "clip"):
-        names = [Names(other, first)(name) for first in (True, False) for name in Names.PUBLISHED]
+    assert features.measure_name("frechet_all", inception.name, first=False) == "fid"
+    assert features.measure_name("kernel_distance", inception.name, first=True) == "kid"
+    for other in features.EXTRACTORS.keys() - {"inception"}:
+        names = [features.measure_name(name, other, first) for first in (True, False) for name in features.PUBLISHED]
         assert not any("fid" in name or "kid" in name for name in names)
     found = inception(torch.rand(2, 3, 56, 56) * 2 - 1)
     assert found.shape == (2, inception.dim) == (2, 2048) and found.isfinite().all()
@@ -56,11 +55,11 @@ class Code:
 
 def test_inception_that_cannot_be_had(tmp_path, monkeypatch, inception_file):
     with pytest.raises(EvaluationError, match="no weights file .*absent.pth"):
-        features.inception_extractor(tmp_path / "absent.pth")
+        features.extractor("inception", weights=tmp_path / "absent.pth")
     torch.save({"fc.weight": Code()}, tmp_path / "evil.pth")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EvaluationError, match="could run code: refused"):
-        features.inception_extractor(tmp_path / "evil.pth")
+        features.extractor("inception", weights=tmp_path / "evil.pth")
     assert not (tmp_path / "ran_code").exists()
 
     def offline(*args, **kwargs):
@@ -68,6 +67,6 @@ def test_inception_that_cannot_be_had(tmp_path, monkeypatch, inception_file):
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     with pytest.raises(EvaluationError, match="no network here.*fetch https://.*pth elsewhere and give its path"):
-        features.inception_extractor()
+        features.extractor("inception")
     with pytest.raises(EvaluationError, match="unknown feature extractor 'vgg': one of judge, clip, inception"):
         features.extractor("vgg")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,29 +24,26 @@ from ..clip.files import load_clip
 from ..config import Config, EvalConfig
 from ..data import minibirds
 from ..data.batches import Source
-from ..distributed import same_failure
 from ..images import EvaluationError
-from .crowds import Names, halved_distance
-from .features import Extractor, extractor
-from .folders import evaluate_folder
-from .frechet import Statistics, frechet_of
-from .given import as_asked
+from .features import Extractor, extractor, load_statistics, measure_name, real_statistics
 from .judge import JUDGED, Judge, load_judge
 from .measures import (
     Measured,
+    Statistics,
     diversity,
+    frechet_of,
+    halved_distance,
     kernel_distance,
     mean_of,
     precision_recall,
     r_precision,
     share_of,
 )
-from .passes import KEPT, Eyes, FakeSide, RealSide, batches
-from .protocol import Plan, draw, embed_captions, evaluating, plan
-from .rows import Rows
-from .statistics_files import load_statistics, real_statistics
+from .passes import KEPT, FeatureNetworks, Seen, drawn_pictures, folder_pictures, look_at, real_pictures
+from .pixels import pixel_measure
+from .protocol import BATCH, Plan, evaluating, plan
 
-CAPTIONS, TRIES = 50, 4  # of which diversity draws pictures, and how many of each
+TRIES = 4  # pictures of a caption that diversity compares
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,14 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        plan: what was drawn.
-        scores: name -> of every picture of the plan, (N,); see `FakeSide`.
+        plan: what was drawn, of a generator.
+        scores: name -> of every picture (N,), see `passes.Seen`.
         values: name -> number, or for caption accuracies attribute -> share; what `evaluate` describes.
         errors: their standard errors, by the same names, where there is one.
         left_out: name -> why it could not be measured.
     """
 
-    plan: Plan
+    plan: Plan | None
     scores: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, Any] = field(default_factory=dict)
@@ -69,12 +68,14 @@ class Evaluation:
         """Values, `errors` and `left_out`, for a JSON file."""
         return self.values | {"errors": self.errors, "left_out": self.left_out}
 
-    def add(self, name: str, measured: Measured | float) -> None:
-        """Note a value, with its error if there is one."""
-        value, error = measured[:2] if isinstance(measured, Measured) else (measured, math.nan)
-        self.values[name] = value
-        if math.isfinite(error):
-            self.errors[name] = error
+    def add(self, name: str, measured: Measured, attribute: str | None = None) -> None:
+        """Note a value, of an attribute if need be, with its error if there is one."""
+        values, errors, key = self.values, self.errors, name
+        if attribute:
+            values, errors, key = values.setdefault(name, {}), errors.setdefault(name, {}), attribute
+        values[key] = measured.value
+        if math.isfinite(measured.error):
+            errors[key] = measured.error
 
     def attempt(self, name: str, measure: Callable[[], Measured | dict[str, Measured]]) -> None:
         """Note what a measure gives, or why it can't be taken of so few."""
@@ -85,6 +86,33 @@ class Evaluation:
             return
         for own, measured in found.items() if isinstance(found, dict) else ((name, found),):
             self.add(own, measured)
+
+    def add_scores(self, scores: dict[str, Tensor], suffix: str = "") -> None:
+        """Note the means of what was said of single pictures; of the judge, the shares of what captions asked for."""
+        for name, found in scores.items():
+            attribute = name.removesuffix("_real")
+            asked = found[found.isfinite()]
+            if attribute not in JUDGED:
+                self.add(name, mean_of(found))
+            elif len(asked):
+                self.add("caption_accuracy" + name.removeprefix(attribute) + suffix, share_of(asked), attribute)
+
+    def add_distances(self, look: Extractor, first: bool, real: Seen, fake: Seen, whole: Statistics | None) -> None:
+        """Note what compares the features of all generated with those of all real pictures."""
+        names = partial(measure_name, features=look.name, first=first)
+        ours, theirs = real.moments[look.name], fake.moments[look.name]
+        if self.plan:  # so that each generated picture belongs to a real one
+            self.add(names("frechet_distance"), halved_distance(ours, theirs))
+        self.add(names("frechet_floor"), halved_distance(ours, ours))
+        self.values[names("frechet_images")] = real.pictures.count // 2
+        whole = whole or ours.statistics()
+        self.values[names("frechet_all")] = frechet_of(whole, theirs.statistics()).value
+        self.values[names("frechet_all_real")] = whole.count
+        sides = real.features[look.name][:KEPT], fake.features[look.name][:KEPT]
+        self.attempt(names("kernel_distance"), lambda: kernel_distance(*sides))
+        self.attempt(
+            names("precision"), lambda: {names(name): found for name, found in precision_recall(*sides).items()}
+        )
 
 
 def evaluate(
@@ -100,7 +128,7 @@ def evaluate(
 
     Pictures are drawn of the captions that `plan` chooses (`eval.images`, `eval.per_caption`), looked at once by every
     network, and forgotten; memory grows by some hundred bytes a picture. Of several processes (torch.distributed) each
-    takes its share, and torchmetrics gathers.
+    takes its share.
 
     Args:
         data: the split "test", or for mini birds "seen" (new birds of trained combinations) and "test" (combinations
@@ -133,33 +161,80 @@ def evaluate(
     main = "seen" if judge else "test"
     if missing := {main, "test"} - set(data):
         raise EvaluationError(f"evaluation needs the splits {main} and test; missing: {sorted(missing)}")
-    images = config.images
-    if judge and images != "all":
-        images -= images // 2
+    images = others = config.images
+    if judge and isinstance(images, int):
+        images, others = images - images // 2, images // 2
     chosen = plan(data[main].captions, images, config.per_caption, config.seed)
     if len(chosen.real) < 4:
         raise EvaluationError(f"an evaluation needs four different real pictures, not {len(chosen.real)}")
     extractors = [_extractor(name, bridge, judge, config) for name in config.features or _usual(judge)]
+    measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
+    drawn, passed = partial(drawn_pictures, generator, bridge), (config.batch_size, progress)
     with evaluating(generator), evaluating(bridge):
-        eyes = Eyes(bridge, extractors, judge)
-        real = RealSide(data[main], chosen, eyes, extractors, config.batch_size, progress)
-        fake = FakeSide(generator, bridge, eyes, extractors, judge, config, real, progress)
+        networks = FeatureNetworks(extractors, bridge, judge)
+        real = look_at(real_pictures(data[main], chosen.real), networks, *passed)
+        fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
         result = Evaluation(chosen, fake.scores)
-        for index, one in enumerate(extractors):
-            names = Names(one.name, index == 0)
-            whole = _whole(one, data[main], config, note, progress) if index == 0 else None
-            _compare_crowds(result, names, real, fake, whole)
+        for index, look in enumerate(extractors):
+            whole = _whole(look, data[main], config, note, progress) if index == 0 else None
+            result.add_distances(look, index == 0, real, fake, whole)
         if config.diversity:
-            _measure_diversity(result, generator, bridge, extractors[0], config, real)
-        _measure_scores(result, real, fake, bridge)
-        count = len(chosen)
+            captions = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
+            captions = captions[: TRIES * config.diversity]
+            own = drawn(captions, config.seed, len(chosen), "diversity")  # noise of its own
+            features = look_at(own, FeatureNetworks(extractors[:1]), *passed).features[extractors[0].name]
+            result.add("diversity", mean_of(diversity(features, [index // TRIES for index in range(len(features))])))
+            result.values["diversity_real"] = torch.pdist(real.features[extractors[0].name][:KEPT]).mean().item()
+        result.add_scores(fake.scores)
+        result.values["clip_convention"] = bridge.convention
+        image, text = fake.pairs["image"], fake.pairs["text"]
+        for name, side in {"": image, "_real": real.features["clip"][torch.from_numpy(chosen.place[:KEPT])]}.items():
+            fitting = partial(r_precision, side, text, chosen.captions[:KEPT])
+            result.attempt(f"r_precision{name}", lambda fitting=fitting: share_of(fitting()))
+        result.values.update(images=len(chosen), images_measured=len(chosen))
         if judge:
-            other = images if images == "all" else config.images // 2
-            held_out = plan(data["test"].captions, other, config.per_caption, config.seed)
-            _measure_accuracies(result, generator, bridge, judge, held_out, config, progress)
-            count += len(held_out)
-    result.values.update(images=count, images_measured=len(chosen), features=[one.name for one in extractors])
+            captions = plan(data["test"].captions, others, config.per_caption, config.seed).captions
+            own = drawn(captions, config.seed, 0, "held-out combinations")
+            result.add_scores(look_at(own, FeatureNetworks((), judge=judge), *passed).scores, "_held_out")
+            result.values["chance"] = {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED}
+            result.values["images"] += len(captions)
+    result.values["features"] = [look.name for look in extractors]
     return result
+
+
+def evaluate_folder(
+    folder: str | Path,
+    data: Source,
+    look: Extractor,
+    bridge: ClipBridge,
+    judge: Judge | None = None,
+    batch_size: int = BATCH,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure the pictures in a folder, whoever made them, against all real ones of a split, each once.
+
+    Args:
+        data: the real pictures.
+        look: what distances are over; an FID over InceptionV3's features only.
+        bridge: for CLIP similarity, if the folder has captions.
+        judge: for caption accuracy, if it has, of mini birds.
+
+    Returns:
+        What `evaluate` gives, as `Evaluation.record`, but for what needs a generator, or a real picture for each.
+
+    Raises:
+        EvaluationError: as `list_pictures` and `read_pictures` do.
+    """
+    pictures = folder_pictures(folder, bridge)
+    captioned = (bridge, judge) if pictures.captions else ()
+    with evaluating(bridge):
+        fake = look_at(pictures, FeatureNetworks([look], *captioned), batch_size, progress)
+        real = look_at(real_pictures(data, np.arange(len(data))), FeatureNetworks([look]), batch_size, progress)
+    result = Evaluation(None, fake.scores)
+    result.add_distances(look, True, real, fake, None)
+    result.add_scores(fake.scores)
+    result.values.update(images=pictures.count, real_images=len(data), features=[look.name])
+    return result.record()
 
 
 def _whole(
@@ -180,88 +255,7 @@ def _usual(judge: Judge | None) -> tuple[str, ...]:
 
 
 def _extractor(name: str, bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Extractor:
-    if name == "judge" and judge is None:
-        raise EvaluationError("eval.features: the judge knows mini birds only; use clip or inception")
-    device = bridge.pixel_mean.device
-    parts = {"judge": {"judge": judge}, "clip": {"bridge": bridge}}
-    return extractor(name, **parts.get(name, {"weights": config.inception, "device": device}))
-
-
-def _compare_crowds(result: Evaluation, names: Names, real: RealSide, fake: FakeSide, whole: Statistics | None) -> None:
-    """Distances between the features of all real and all generated pictures."""
-    ours, theirs = real.moments[names.extractor], fake.moments[names.extractor]
-    result.add(names("frechet_distance"), halved_distance(ours, theirs))
-    result.add(names("frechet_floor"), halved_distance(ours, ours))
-    result.values[names("frechet_images")] = len(real.plan.real) // 2
-    whole = whole or ours.statistics()
-    result.add(names("frechet_all"), frechet_of(whole, theirs.statistics()).value)
-    result.values[names("frechet_all_real")] = whole.count
-    kept_real, kept_fake = real.features[names.extractor][:KEPT], fake.features[names.extractor]
-    result.attempt(names("kernel_distance"), lambda: kernel_distance(kept_real, kept_fake))
-    result.attempt(
-        names("precision"),
-        lambda: {names(name): found for name, found in precision_recall(kept_real, kept_fake).items()},
-    )
-
-
-def _measure_diversity(
-    result: Evaluation, generator: nn.Module, bridge: ClipBridge, look: Extractor, config: EvalConfig, real: RealSide
-) -> None:
-    captions = list(dict.fromkeys(real.plan.captions))[: config.diversity]
-    entries = [(text, number) for text in captions for number in range(TRIES)]
-    found = []
-    for start in range(0, len(entries), config.batch_size):
-        part = entries[start : start + config.batch_size]
-        text = embed_captions(bridge, [text for text, _ in part])
-        numbers = range(len(real.plan) + start, len(real.plan) + start + len(part))  # noise of its own
-        found.append(look(draw(generator, text, numbers, config.seed, text.device)))
-    groups = [index // TRIES for index in range(len(entries))]
-    result.add("diversity", mean_of(diversity(torch.cat(found), groups)))
-    result.add("diversity_real", torch.pdist(real.features[look.name][:KEPT]).mean().item())
-
-
-def _measure_scores(result: Evaluation, real: RealSide, fake: FakeSide, bridge: ClipBridge) -> None:
-    """Means of what was noted of single pictures, and caption retrieval."""
-    accuracies: dict[str, dict[str, Measured]] = {"caption_accuracy": {}, "caption_accuracy_real": {}}
-    for name, scores in fake.scores.items():
-        own = name.removesuffix("_real")
-        if own in JUDGED:
-            asked = scores[scores.isfinite()]
-            accuracies["caption_accuracy" + name.removeprefix(own)][own] = share_of(asked)
-        else:
-            result.add(name, mean_of(scores))
-    if accuracies["caption_accuracy"]:
-        for name, found in accuracies.items():
-            _add_accuracies(result, name, found)
-        result.values["chance"] = {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED}
-    result.values["clip_convention"] = bridge.convention
-    captions = fake.plan.captions[: len(fake.image)]
-    photos = real.features["clip"][torch.from_numpy(fake.plan.place[: len(fake.image)])]
-    result.attempt("r_precision", lambda: share_of(r_precision(fake.image, fake.text, captions)))
-    result.attempt("r_precision_real", lambda: share_of(r_precision(photos, fake.text, captions)))
-
-
-def _measure_accuracies(
-    result: Evaluation, generator: nn.Module, bridge: ClipBridge, judge: Judge, held_out: Plan, config: EvalConfig,
-    progress: bool,
-) -> None:  # fmt: skip
-    """Caption accuracy on combinations that training never showed."""
-    rows = {name: Rows() for name in JUDGED}
-    look = extractor("judge", judge=judge)
-    with same_failure():
-        for numbers in batches(len(held_out), config.batch_size, "held-out combinations", progress):
-            captions = [held_out.captions[number] for number in numbers.tolist()]
-            text = embed_captions(bridge, captions)
-            images = draw(generator, text, numbers.tolist(), config.seed, text.device)
-            for name, hits in as_asked(judge, look(images), captions).items():
-                rows[name].update(numbers, hits)
-    found = {name: own.ordered() for name, own in rows.items()}
-    _add_accuracies(result, "caption_accuracy_held_out", {n: share_of(own[own.isfinite()]) for n, own in found.items()})
-
-
-def _add_accuracies(result: Evaluation, name: str, found: dict[str, Measured]) -> None:
-    result.values[name] = {attribute: found[attribute].value for attribute in JUDGED}
-    result.errors[name] = {n: one.error for n, one in found.items() if math.isfinite(one.error)}
+    return extractor(name, judge=judge, bridge=bridge, weights=config.inception, device=bridge.pixel_mean.device)
 
 
 # ---------------------------------------------------------------- from a configuration
@@ -279,24 +273,24 @@ def measure_generator(
     Args:
         splits: the held-out splits, if they have been made already.
     """
-    splits = splits or held_out_data(config)
-    judge = load_judge() if dataset_of(config).judged else None
-    return evaluate(generator, bridge, splits, config.eval, judge, dataset_of(config).note(config.data), progress)
+    known, splits = dataset_of(config), splits or held_out_data(config)
+    judge = load_judge() if known.judged else None
+    return evaluate(generator, bridge, splits, config.eval, judge, known.note(config.data), progress)
 
 
 def measure_folder(
-    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True,
-    device: str | torch.device = "cpu",
-) -> dict[str, Any]:  # fmt: skip
+    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Measure pictures in a folder by a configuration's data set, CLIP and `eval.features` (see `evaluate_folder`).
 
     Args:
         clip: another CLIP, by name or file.
     """
-    bridge = make_bridge(config, device, load_clip(clip) if clip else None)
-    judge = load_judge() if dataset_of(config).judged else None
+    bridge = make_bridge(config, clip_model=load_clip(clip) if clip else None)
+    known = dataset_of(config)
+    judge = load_judge() if known.judged else None
     look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)
-    real = make_data(config, dataset_of(config).held_out[0])
+    real = make_data(config, known.held_out[0])
     return evaluate_folder(folder, real, look, bridge, judge, config.eval.batch_size, progress)
 
 

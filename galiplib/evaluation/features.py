@@ -1,109 +1,227 @@
-"""What distances are measured over: feature extractors by name, after which the distance is called (`crowds.Names`).
+"""What distances are measured over: extractors by name, what distances are called after them, statistics in files.
 
 Only InceptionV3's pool features, in torch-fidelity's port of the original weights, give an FID or a KID. Over the
 judge's features or CLIP's embeddings it is a Fréchet distance on those, which compares with nothing else.
+
+Statistics of real pictures, means and covariances, are kept as `.npz`, as the authors' (`mu`, `sigma`). They say little
+without how they were made (extractor, data set, split, crop, size): ours say it in `note`; those around don't.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
-from ..files import load_torch
-from ..images import EvaluationError, to_range
-from .judge import Judge
+from ..data.batches import Source
+from ..files import load_torch, write_atomically
+from ..images import EvaluationError, to_images, to_range
+from .judge import FEATURES, Judge
+from .measures import Moments, Statistics
+from .protocol import BATCH
 
+FOLDER = Path("data") / "statistics"
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 INCEPTION_BATCH = 25  # pictures at once: enlarged to 299 x 299 they take some 50 MB each
+PUBLISHED = {  # what measures over InceptionV3's features are called
+    "frechet_all": "fid", "frechet_all_real": "fid_real_images", "frechet_distance": "fid_halves",
+    "frechet_floor": "fid_floor", "frechet_images": "fid_images", "kernel_distance": "kid",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Extractor:
-    """Pictures (B, 3, H, W), float in [-1, 1], to features (B, `dim`) on the CPU.
+    """Pictures (B, 3, H, W), float in [-1, 1], to features (B, `dim`) on the CPU. A new one is entered in `EXTRACTORS`.
 
     Attributes:
         name: judge, clip or inception.
         dim: width of the features.
-        extract: does it.
         weights: tells the network's weights from others, for statistics that are kept in files.
     """
 
     name: str
     dim: int
-    extract: Callable[[Tensor], Tensor]
-    weights: str = ""
+    weights = ""
+
+    def __init__(self, **parts: Any) -> None:
+        """Takes what it needs of a bridge, a judge, a file of weights and a device; raises EvaluationError."""
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Does it, on whatever device."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         return self.extract(images).float().cpu()
 
 
-def judge_extractor(judge: Judge) -> Extractor:
+class JudgeFeatures(Extractor):
     """The features of the mini birds' judge, 128 numbers."""
-    device = next(judge.parameters()).device
-    return Extractor(
-        "judge", 128,
-        lambda images: judge.features(to_range(images).to(device)),
-    )  # fmt: skip
+
+    name, dim = "judge", FEATURES
+
+    def __init__(self, judge: Judge | None = None, **_: Any) -> None:
+        if judge is None:
+            raise EvaluationError("eval.features: the judge knows mini birds only; use clip or inception")
+        self.judge, self.device = judge, next(judge.parameters()).device
+
+    def extract(self, images: Tensor) -> Tensor:
+        return self.judge.features(to_range(images).to(self.device))
 
 
-def clip_extractor(bridge: ClipBridge) -> Extractor:
+class ClipFeatures(Extractor):
     """A CLIP's image embeddings, in the input convention of the bridge."""
-    return Extractor(
-        "clip", bridge.embed_dim,
-        lambda images: bridge.encode_image(to_range(images).to(bridge.pixel_mean.device))[1],
-        hashlib.sha256(bridge.model.visual.proj.detach().float().cpu().numpy().tobytes()).hexdigest()[:8],
-    )  # fmt: skip
+
+    name = "clip"
+
+    def __init__(self, bridge: ClipBridge, **_: Any) -> None:
+        self.bridge, self.dim = bridge, bridge.embed_dim
+        projection = bridge.model.visual.proj.detach().float().cpu().numpy()
+        self.weights = hashlib.sha256(projection.tobytes()).hexdigest()[:8]
+
+    def extract(self, images: Tensor) -> Tensor:
+        return self.bridge.encode_image(to_range(images).to(self.bridge.pixel_mean.device))[1]
 
 
-def inception_extractor(weights: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
+class InceptionFeatures(Extractor):
     """InceptionV3's 2,048 pool features as FID wants them: 8-bit pictures resized to 299 x 299 by the network itself.
 
-    Args:
-        weights: torch-fidelity's file; by default it is downloaded once, with a progress bar.
-
-    Raises:
-        EvaluationError: without torch-fidelity, or if the weights can't be had; says what to fetch.
+    Its weights are torch-fidelity's file, which is downloaded once where none is given.
     """
-    if importlib.util.find_spec("torch_fidelity") is None:
-        raise EvaluationError("FID needs torch-fidelity: pip install 'galiplib[metrics]'")
-    from torchmetrics.image.fid import NoTrainInceptionV3
 
-    try:
+    name, dim = "inception", 2048
+
+    def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu", **_: Any) -> None:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise EvaluationError("FID needs torch-fidelity: pip install 'galiplib[metrics]'")
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
         path = None if weights is None else str(weights)
-        if path is not None:
-            load_torch(path)  # torch-fidelity would run code from it; now it is known to hold tensors only
-        network: nn.Module = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
-    except Exception as error:  # of the network, the disk, or a file that is something else
-        raise EvaluationError(
-            f"InceptionV3's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, fetch "
-            f"{INCEPTION_URL} elsewhere and give its path as weights"
-        ) from None
+        try:
+            if path is not None:
+                load_torch(path)  # torch-fidelity would run code from it; now it is known to hold tensors only
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).to(device)
+        except Exception as error:  # of the network, the disk, or a file that is something else
+            raise EvaluationError(
+                f"InceptionV3's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, fetch "
+                f"{INCEPTION_URL} elsewhere and give its path as weights"
+            ) from None
+        self.device = device
 
-    def extract(images: Tensor) -> Tensor:
-        parts = to_range(images, "byte").to(device).split(INCEPTION_BATCH)
-        return torch.cat([network(part).flatten(1) for part in parts])
+    def extract(self, images: Tensor) -> Tensor:
+        parts = to_range(images, "byte").to(self.device).split(INCEPTION_BATCH)
+        return torch.cat([self.network(part).flatten(1) for part in parts])
 
-    return Extractor("inception", 2048, extract)
+
+EXTRACTORS: dict[str, type[Extractor]] = {one.name: one for one in (JudgeFeatures, ClipFeatures, InceptionFeatures)}
 
 
 def extractor(name: str, **parts: Any) -> Extractor:
-    """An extractor by name, from what it needs: judge=, bridge=, or weights= and device=.
+    """An extractor by name, from what it needs: judge=, bridge=, weights= or device=; what it doesn't need is let be.
 
     Raises:
-        EvaluationError: for an unknown name, and as the extractors' own functions do.
+        EvaluationError: for an unknown name, or if a network can't be had; says what to fetch.
     """
-    makers = {"judge": judge_extractor, "clip": clip_extractor, "inception": inception_extractor}
-    if name not in makers:
-        raise EvaluationError(f"unknown feature extractor {name!r}: one of {', '.join(makers)}")
-    return makers[name](**parts)
+    if name not in EXTRACTORS:
+        raise EvaluationError(f"unknown feature extractor {name!r}: one of {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](**parts)
+
+
+def measure_name(name: str, features: str, first: bool) -> str:
+    """What a measure is called over an extractor's features: FID and KID over InceptionV3's only.
+
+    `first`: whether they are those whose measures go without a prefix.
+    """
+    if features == "inception":
+        return PUBLISHED.get(name) or f"inception_{name}"
+    return name if first else f"{features}_{name}"
+
+
+# ---------------------------------------------------------------- statistics in files
+
+
+def real_statistics(
+    data: Source, look: Extractor, note: dict[str, Any], path: str | Path | None = None, progress: bool = True
+) -> Statistics:
+    """Statistics of every picture of a split, once, from a file; the file is made where it is missing.
+
+    Args:
+        note: what the pictures are (data, split, crop, size, ...), kept in the file; tells one cached file from
+            another.
+        path: the file; by default in data/statistics, named after the note and the extractor.
+
+    Raises:
+        EvaluationError: for a file that doesn't fit, or says that it was made of other pictures.
+    """
+    note = note | {"features": look.name, "weights": look.weights}
+    if path is None:
+        digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:8]
+        path = FOLDER / f"{note['data']}-{note['split']}-{note['size']}-{look.name}-{digest}.npz"
+    if Path(path).is_file():
+        found, said = load_statistics(path, look.dim)
+        if not said:
+            warnings.warn(f"{path} doesn't say how it was made: it may not fit these pictures", stacklevel=2)
+        elif other := sorted(key for key in note.keys() | said.keys() if note.get(key) != said.get(key)):
+            raise EvaluationError(f"{path} was made of other pictures: {', '.join(other)} differ; delete it, or rename")
+        return found
+    moments = Moments(look.dim)
+    rows = torch.arange(len(data)).split(BATCH)
+    for own in tqdm(rows, desc="statistics", unit="batch", disable=not progress):
+        moments.update(look(to_images(data.pixels(own.numpy())[0])))
+    save_statistics(path, moments.statistics(), note)
+    return moments.statistics()
+
+
+def save_statistics(path: str | Path, statistics: Statistics, note: dict[str, Any]) -> None:
+    """Write statistics as `.npz` with `mu`, `sigma` (float64), `count`, and `note`, JSON on how they were made.
+
+    Raises:
+        OSError: naming the path, if it can't be written.
+    """
+    mu, sigma, count = statistics.mu.numpy(), statistics.sigma.numpy(), statistics.count
+    held: dict[str, Any] = {"mu": mu, "sigma": sigma, "count": count, "note": json.dumps(note)}
+    write_atomically(path, lambda stream: np.savez_compressed(stream, **held))
+
+
+def load_statistics(path: str | Path, dim: int | None = None) -> tuple[Statistics, dict[str, Any]]:
+    """Read statistics -> them, and the note on how they were made ({} in the authors' files, which lack it).
+
+    Args:
+        dim: the width of the features they are to be compared with.
+
+    Raises:
+        EvaluationError: for a file that is missing, damaged, holds something else, or is of another width.
+    """
+    if not Path(path).is_file():
+        raise EvaluationError(f"there is no statistics file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if missing := {"mu", "sigma"} - set(file.files):
+                held = ", ".join(file.files) or "nothing"
+                raise EvaluationError(f"{path} lacks {' and '.join(sorted(missing))}; it holds {held}")
+            mu, sigma = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
+            count = int(file["count"]) if "count" in file.files else 0
+            note = json.loads(str(file["note"])) if "note" in file.files else {}
+    except EvaluationError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{path} is no readable statistics file: {str(error)[:200]}") from None
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"mu is {tuple(mu.shape)} and sigma {tuple(sigma.shape)}"
+        raise EvaluationError(f"{path}: {shapes}; (D,) and (D, D) expected")
+    if dim not in (None, len(mu)):
+        raise EvaluationError(f"{path} is over {len(mu)} features, and {dim} are to be compared: another extractor's")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise EvaluationError(f"{path} holds numbers that are not finite")
+    return Statistics(mu, sigma, count or len(mu)), note  # unknown counts warn of nothing

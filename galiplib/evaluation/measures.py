@@ -1,31 +1,202 @@
-"""Measures of generated pictures, as functions of features that were computed once.
+"""Measures of pictures, as functions of features that were computed once.
 
-Each function takes features or embeddings, so all of it runs offline and on any extractor; a measure is named after
-the features it is over, and only a kernel distance over InceptionV3's is a KID (see `features`).
+A distance is named after the features it is over; only over InceptionV3's it is an FID or a KID (see `features`). The
+Fréchet distance is biased upwards where few samples meet many dimensions: read it beside its floor, real against real,
+at the same count.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import EvaluationError
+from ..clip.bridge import ClipBridge
+from ..data import minibirds
+from ..images import EvaluationError, to_range
+from .judge import JUDGED, Judge
+from .protocol import BATCH, embed_captions, evaluating
 
 GROUPS = 10  # of samples, left out in turn for a standard error
+SPLITS = 4  # ways to part the real pictures in halves
+WIDE = 1024  # features above which the error of a Fréchet distance would take too long
 CHUNK = 2000  # rows of a distance matrix at once
 
 
 class Measured(NamedTuple):
-    """A value, its standard error, and how many samples it is from."""
+    """A value, its standard error (NaN where there is none), and how many samples it is from."""
 
     value: float
     error: float
     count: int
+
+
+# ---------------------------------------------------------------- Fréchet distances
+
+
+class Statistics(NamedTuple):
+    """Mean (D,) and covariance (D, D) of `count` features, float64."""
+
+    mu: Tensor
+    sigma: Tensor
+    count: int
+
+
+class Frechet(NamedTuple):
+    """A Fréchet distance and the pictures on its sides."""
+
+    value: float
+    real: int
+    fake: int
+
+
+class Moments:
+    """Sums from which mean and covariance follow, batch by batch, apart for each of some groups of samples.
+
+    Its memory doesn't grow with the number of pictures, and statistics of any of the groups together cost nothing more.
+    """
+
+    def __init__(self, dim: int, groups: int = 1) -> None:
+        self.dim, self.groups = dim, groups
+        self.products = torch.zeros(groups, dim, dim, dtype=torch.float64)
+        self.total = torch.zeros(groups, dim, dtype=torch.float64)
+        self.count = torch.zeros(groups, dtype=torch.int64)
+
+    def update(self, features: Tensor, group: Tensor | None = None) -> None:
+        """Add features (N, D) of groups (N,), by default the first.
+
+        Raises:
+            EvaluationError: for features of another width, or not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise EvaluationError(f"features must be (N, {self.dim}), not {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise EvaluationError("features that are not finite have no Fréchet distance")
+        features = features.to("cpu", torch.float64)
+        group = torch.zeros(len(features), dtype=torch.int64) if group is None else group
+        for number in group.unique().tolist():
+            own = features[group == number]
+            self.total[number] += own.sum(0)
+            self.products[number] += own.T @ own
+            self.count[number] += len(own)
+
+    def gather(self) -> None:
+        """Add up the sums of all processes, once, in the end."""
+        if dist.is_available() and dist.is_initialized():
+            for sums in (self.products, self.total, self.count):
+                dist.all_reduce(sums)
+
+    def statistics(self, groups: Sequence[int] | None = None) -> Statistics:
+        """The statistics of some groups together, by default of all; the covariance with N - 1, as numpy has it.
+
+        Raises:
+            EvaluationError: for fewer than two samples.
+        """
+        chosen = list(range(self.groups) if groups is None else groups)
+        number = int(self.count[chosen].sum())
+        if number < 2:
+            raise EvaluationError(f"mean and covariance need two samples, not {number}")
+        mu = self.total[chosen].sum(0) / number
+        return Statistics(mu, (self.products[chosen].sum(0) - number * mu[:, None] * mu) / (number - 1), number)
+
+
+def statistics_of(features: Tensor) -> Statistics:
+    """Mean and covariance of features (N, D), in float64; raises as `Moments` does."""
+    moments = Moments(features.shape[-1])
+    centre = features.double().mean(0).cpu()  # keeps small what is subtracted
+    moments.update(features.double().cpu() - centre)
+    found = moments.statistics()
+    return found._replace(mu=found.mu + centre)
+
+
+def frechet_of(real: Statistics, fake: Statistics) -> Frechet:
+    """The Fréchet distance of two Gaussians (Dowson and Landau, 1982; Heusel et al., 2017), in float64.
+
+    |m - m'|^2 + trace(C + C' - 2 (C C')^(1/2)); the trace of the root is that of (R C' R)^(1/2) with R = C^(1/2), which
+    needs symmetric matrices' eigenvalues only. Warns of fewer samples than dimensions: a covariance is singular then,
+    and the value says little.
+
+    Raises:
+        EvaluationError: for statistics of unlike width.
+    """
+    if real.mu.shape != fake.mu.shape:
+        raise EvaluationError(f"statistics of {len(real.mu)} features don't compare with those of {len(fake.mu)}")
+    if min(real.count, fake.count) < len(real.mu):
+        counts = f"{real.count} and {fake.count} samples, fewer than the {len(real.mu)} features"
+        warnings.warn(f"Fréchet distance from {counts}: it says little", stacklevel=3)
+    values, vectors = torch.linalg.eigh(real.sigma)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ fake.sigma @ root).clamp_min(0).sqrt().sum()
+    value = (real.mu - fake.mu).square().sum() + real.sigma.trace() + fake.sigma.trace() - 2 * roots
+    return Frechet(max(0.0, value.item()), real.count, fake.count)  # rounding can go below zero
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> Frechet:
+    """`frechet_of` the Gaussians fitted to two sets of features (N, D), (M, D).
+
+    Raises:
+        EvaluationError: for fewer than two samples a side, or features of unlike width or not finite.
+    """
+    if real.ndim != 2 or real.shape[1:] != fake.shape[1:]:
+        raise EvaluationError(f"features must be (N, D), (M, D): {tuple(real.shape)}, {tuple(fake.shape)}")
+    if min(len(real), len(fake)) < 2:
+        raise EvaluationError(f"a Fréchet distance needs two samples a side, not {len(real)} and {len(fake)}")
+    return frechet_of(statistics_of(real), statistics_of(fake))
+
+
+def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features (N, D) -> two random disjoint sets of N // 2."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    half = len(features) // 2
+    return features[order[:half]], features[order[half : 2 * half]]
+
+
+def frechet_floor(real: Tensor, seed: int = 0) -> Frechet:
+    """What perfect pictures would get: the distance of two disjoint random halves of real features (N, D).
+
+    Compare with distances of N // 2 pictures a side. Raises EvaluationError for fewer than four.
+    """
+    return frechet_distance(*halves(real, seed))
+
+
+def halved_distance(real: Moments, other: Moments) -> Measured:
+    """Fréchet distance of each half's real pictures to the other half's others, mean over several ways to halve.
+
+    One way alone may be a lucky one.
+
+    Args:
+        real: of real pictures, in `GROUPS` groups.
+        other: of pictures that belong to them, in the same groups first; the real ones themselves give the floor.
+
+    Returns:
+        The distance, with a standard error by leaving out a group at a time; NaN where there are too few pictures for
+        that, or too wide features.
+    """
+
+    def distance(groups: Sequence[int]) -> float:
+        ways = [np.random.default_rng(way).permutation(list(groups)).tolist() for way in range(SPLITS)]
+        pairs = [(way[: len(way) // 2], way[len(way) // 2 :]) for way in ways]
+        if other is not real:
+            pairs = [pair for a, b in pairs for pair in ((a, b), (b, a))]
+        return sum(frechet_of(real.statistics(a), other.statistics(b)).value for a, b in pairs) / len(pairs)
+
+    error = math.nan
+    if real.dim <= WIDE:  # a hundred more roots of large matrices would take minutes
+        try:
+            error = jackknife(distance, GROUPS)
+        except EvaluationError:  # too few pictures for as many groups
+            pass
+    return Measured(distance(range(GROUPS)), error, int(real.count.sum()))
+
+
+# ---------------------------------------------------------------- other comparisons of features
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
@@ -42,24 +213,20 @@ def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
     groups = min(GROUPS, len(real) // 2, len(fake) // 2)
     sides = [[side[start::groups].double().cpu() for start in range(groups)] for side in (real, fake)]
     sums = torch.zeros(3, groups, groups, dtype=torch.float64)  # of the kernel: real-real, fake-fake, real-fake
-    for row in range(groups):
-        for column in range(groups):
-            for index, (one, other) in enumerate(((0, 0), (1, 1), (0, 1))):
-                kernel = _kernel(sides[one][row], sides[other][column])
+    for index, (one, other) in enumerate(((0, 0), (1, 1), (0, 1))):
+        for row, x in enumerate(sides[one]):
+            for column, y in enumerate(sides[other]):
+                kernel = (x @ y.T / x.shape[1] + 1) ** 3
                 sums[index, row, column] = kernel.sum() - (kernel.trace() if one == other and row == column else 0)
     counts = torch.tensor([[len(part) for part in side] for side in sides])
 
-    def distance(kept: list[int]) -> float:
+    def distance(kept: Sequence[int]) -> float:
+        kept = list(kept)
         n, m = counts[:, kept].sum(1).tolist()
         within_real, within_fake, across = sums[:, kept][:, :, kept].sum((1, 2)).tolist()
         return within_real / (n * (n - 1)) + within_fake / (m * (m - 1)) - 2 * across / (n * m)
 
-    error = jackknife(distance, groups)
-    return Measured(distance(list(range(groups))), error, min(len(real), len(fake)))
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return Measured(distance(range(groups)), jackknife(distance, groups), min(len(real), len(fake)))
 
 
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[str, Measured]:
@@ -76,10 +243,15 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[st
     if min(len(real), len(fake)) <= neighbours:
         raise EvaluationError(f"needs more than {neighbours} samples a side, not {len(real)} and {len(fake)}")
     real, fake = real.double().cpu(), fake.double().cpu()
-    real_reach, fake_reach = (_reach(side, neighbours) for side in (real, fake))
+
+    def reach(features: Tensor) -> Tensor:
+        """The distance of each feature to its k-th neighbour, itself not counted."""
+        parts = [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(CHUNK)]
+        return torch.cat(parts)
+
+    real_reach, fake_reach = reach(real), reach(fake)
     in_real = torch.zeros(len(fake))  # real balls around each generated one
-    in_fake = torch.zeros(len(real), dtype=torch.bool)
-    covered = torch.zeros(len(real), dtype=torch.bool)
+    in_fake, covered = torch.zeros(2, len(real), dtype=torch.bool)
     for start in range(0, len(fake), CHUNK):
         part = slice(start, start + CHUNK)
         distance = torch.cdist(fake[part], real)  # (chunk, N)
@@ -95,10 +267,20 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[st
     }
 
 
-def _reach(features: Tensor, neighbours: int) -> Tensor:
-    """The distance of each feature to its k-th neighbour, itself not counted."""
-    parts = [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(CHUNK)]
-    return torch.cat(parts)
+def diversity(features: Tensor, groups: Sequence[int]) -> Tensor:
+    """Mean distance of pictures of one caption -> a value for every caption with two pictures or more.
+
+    Features (N, D), and for each the number of its caption. 0 is a generator that draws a caption always alike.
+
+    Raises:
+        EvaluationError: if no caption has two pictures.
+    """
+    own = torch.as_tensor(groups)
+    sets = [features[own == group].double() for group in own.unique()]
+    found = [torch.pdist(one).mean() for one in sets if len(one) > 1]
+    if not found:
+        raise EvaluationError("diversity needs two pictures of a caption or more")
+    return torch.stack(found)
 
 
 # ---------------------------------------------------------------- pictures and captions
@@ -131,32 +313,69 @@ def r_precision(image: Tensor, text: Tensor, captions: Sequence[str], candidates
     if len(rows) < candidates:
         raise EvaluationError(f"R-precision among {candidates} needs as many different captions, not {len(rows)}")
     place = {caption: index for index, caption in enumerate(rows)}
-    own, first = [place[caption] for caption in captions], torch.tensor(list(rows.values()))
-    image, text = F.normalize(image.double().cpu(), dim=1), F.normalize(text.double().cpu(), dim=1)[first]
+    image, text = F.normalize(image.double().cpu(), dim=1), F.normalize(text.double().cpu(), dim=1)[list(rows.values())]
     random, hits = torch.Generator().manual_seed(seed), []
-    for row, mine in enumerate(own):
+    for row, mine in enumerate(place[caption] for caption in captions):
         others = torch.randperm(len(rows) - 1, generator=random)[: candidates - 1]
         others = others + (others >= mine)  # all but its own
         hits.append((image[row] @ text[mine] > (text[others] @ image[row]).max()).double())
     return torch.stack(hits)
 
 
-def diversity(features: Tensor, groups: Sequence[int]) -> Tensor:
-    """Mean distance of pictures of one caption -> a value for every caption with two pictures or more.
+def judge_features(judge: Judge, images: Tensor, batch_size: int = BATCH) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] -> the judge's features (N, 128); raises as `to_range` does."""
+    device = next(judge.parameters()).device
+    with evaluating(judge):
+        return torch.cat([judge.features(part.to(device)) for part in _parts(images, batch_size)])
 
-    Features (N, D), and for each the number of its caption. 0 is a generator that draws a caption always alike.
+
+def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> dict[str, Measured]:
+    """How often the judge sees what the caption asked for -> body, wing, belly, background -> share of hits.
+
+    Images (N, 3, H, W) in [-1, 1] and their N captions. An attribute counts only for captions that name it; the share
+    is NaN where none does.
 
     Raises:
-        EvaluationError: if no caption has two pictures.
+        EvaluationError: if no caption names anything, counts differ, or a picture is not finite.
     """
-    groups, found = torch.as_tensor(groups), []
-    for group in groups.unique():
-        own = features[groups == group].double()
-        if len(own) > 1:
-            found.append(torch.pdist(own).mean())
-    if not found:
-        raise EvaluationError("diversity needs two pictures of a caption or more")
-    return torch.stack(found)
+    if len(images) != len(captions):
+        raise EvaluationError(f"{len(images)} pictures, but {len(captions)} captions")
+    if not any(map(minibirds.asked, captions)):
+        raise EvaluationError(f"no caption names any of {', '.join(JUDGED)}: {list(captions[:2])}")
+    hits = as_asked(judge, judge_features(judge, images), captions)
+    return {name: share_of(own[own.isfinite()]) for name, own in hits.items()}
+
+
+def as_asked(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+    """The judge's features (N, 128) and N captions -> attribute -> (N,) 1: as asked, 0: not, NaN: nothing asked."""
+    with evaluating(judge):
+        logits = judge.classify(features.to(next(judge.parameters()).device))
+    asked = [minibirds.asked(text) for text in captions]
+    wanted = {name: torch.tensor([own.get(name, -1) for own in asked]) for name in JUDGED}
+    found = {name: logits[name].argmax(1).cpu() for name in JUDGED}
+    return {n: (found[n] == wanted[n]).double().masked_fill(wanted[n] < 0, math.nan) for n in JUDGED}
+
+
+def clip_similarity(bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH) -> float:
+    """Mean cosine of CLIP's embeddings of images (N, 3, H, W) in [-1, 1] and of their N captions.
+
+    In the bridge's input convention; CLIPScore is 2.5 times it, cut at zero, in CLIP's own.
+
+    Raises:
+        EvaluationError: if counts differ or are zero, or a picture is not finite.
+    """
+    if len(images) != len(captions) or not captions:
+        raise EvaluationError(f"{len(images)} pictures, {len(captions)} captions: need as many, one or more")
+    device, texts = bridge.pixel_mean.device, [captions[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    with evaluating(bridge):
+        image = torch.cat([bridge.encode_image(part.to(device))[1] for part in _parts(images, batch_size)])
+        return cosines(image, torch.cat([embed_captions(bridge, part) for part in texts])).mean().item()
+
+
+def _parts(images: Tensor, size: int) -> Iterator[Tensor]:
+    """Pictures batch by batch, in [-1, 1]."""
+    for start in range(0, len(images), size):
+        yield to_range(images[start : start + size], numbers=range(start, len(images)))
 
 
 # ---------------------------------------------------------------- how sure
@@ -165,7 +384,7 @@ def diversity(features: Tensor, groups: Sequence[int]) -> Tensor:
 def mean_of(values: Tensor) -> Measured:
     """The mean of values (N,) that are independent, with its standard error."""
     count = len(values)
-    error = (values.double().std() / count**0.5).item() if count > 1 else float("nan")
+    error = (values.double().std() / count**0.5).item() if count > 1 else math.nan
     return Measured(values.double().mean().item(), error, count)
 
 
@@ -176,13 +395,13 @@ def share_of(hits: Tensor) -> Measured:
     """
     count = len(hits)
     if not count:
-        return Measured(float("nan"), float("nan"), 0)
+        return Measured(math.nan, math.nan, 0)
     found = hits.double().sum().item()
     near = (found + 2) / (count + 4)
     return Measured(found / count, (near * (1 - near) / (count + 4)) ** 0.5, count)
 
 
-def jackknife(statistic: Callable[[list[int]], float], groups: int) -> float:
+def jackknife(statistic: Callable[[Sequence[int]], float], groups: int) -> float:
     """The standard error of a statistic of samples in random groups, by leaving out one group at a time (Quenouille).
 
     Unlike the bootstrap it repeats no sample, which would make a distance look larger than it is.

@@ -1,140 +1,264 @@
-"""The pass over real and over generated pictures: every network looks at each once, then it is forgotten."""
+"""The pass over pictures, real ones, drawn ones or files: every network looks at each once, then it is forgotten."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
-from ..config import EvalConfig
 from ..data.batches import Source
 from ..distributed import same_failure
-from ..images import to_images
-from .crowds import GROUPS
-from .features import Extractor, clip_extractor, judge_extractor
-from .frechet import Moments
-from .given import as_asked
+from ..images import EvaluationError, to_images
+from .features import Extractor, extractor
 from .judge import Judge
-from .measures import clip_score, cosines
-from .pixels import pixel_measure
+from .measures import GROUPS, Moments, as_asked, clip_score, cosines
+from .pixels import PixelMeasure
 from .protocol import Plan, draw, embed_captions
-from .rows import Rows
 
 KEPT = 5000  # pictures whose wide features are remembered, for the measures that compare samples one by one
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+MANIFEST = "manifest.jsonl"
 
 
-class Eyes:
+# ---------------------------------------------------------------- where pictures come from
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures by number, got when they are looked at.
+
+    Attributes:
+        title: for the progress bar.
+        count: how many there are.
+        get: numbers (B,) -> pictures (B, 3, H, W) in [-1, 1], and their captions' embeddings (B, E).
+        captions: of each; without any there are no embeddings.
+    """
+
+    title: str
+    count: int
+    get: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    captions: Sequence[str] | None = None
+
+
+def real_pictures(data: Source, rows: np.ndarray) -> Pictures:
+    """Some rows of a data set, without their captions."""
+    return Pictures("real pictures", len(rows), lambda own: (to_images(data.pixels(rows[own.numpy()])[0]), None))
+
+
+def drawn_pictures(
+    generator: nn.Module, bridge: ClipBridge, captions: Sequence[str], seed: int, start: int = 0,
+    title: str = "generated pictures",
+) -> Pictures:  # fmt: skip
+    """What a generator draws of captions; the noise of picture i is that of number `start` + i."""
+
+    def get(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        text = embed_captions(bridge, [captions[number] for number in numbers.tolist()])
+        return draw(generator, text, (numbers + start).tolist(), seed, text.device), text.cpu()
+
+    return Pictures(title, len(captions), get, captions)
+
+
+def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
+    """The pictures of a folder, as `list_pictures` and `read_pictures` find them."""
+    paths, captions = list_pictures(folder)
+
+    def get(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        own = numbers.tolist()
+        pixels = read_pictures([paths[0], *(paths[number] for number in own)])[1:]  # each of the first one's size
+        text = captions and embed_captions(bridge, [captions[number] for number in own]).cpu()
+        return to_images(pixels), text
+
+    return Pictures("folder", len(paths), get, captions)
+
+
+def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
+    """The pictures of a folder, and their captions if it has a manifest.jsonl (lines with `file` and `caption`).
+
+    Raises:
+        EvaluationError: for a missing or an empty folder, a single picture, a manifest that names absent files.
+    """
+    folder, captions = Path(folder), None
+    if not folder.is_dir():
+        raise EvaluationError(f"there is no folder {folder}")
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        try:
+            lines = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
+            paths, captions = [folder / line["file"] for line in lines], [line["caption"] for line in lines]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{manifest}: every line needs 'file' and 'caption' ({error})") from None
+        if absent := [path.name for path in paths if not path.is_file()]:
+            raise EvaluationError(f"{manifest} has captions of {len(absent)} pictures that aren't there: {absent[0]}")
+    else:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    if len(paths) < 2:
+        kinds = ", ".join(ENDINGS)
+        raise EvaluationError(f"{folder} holds {len(paths)} pictures ({kinds}): two are needed at the very least")
+    return paths, captions
+
+
+def read_pictures(paths: Sequence[Path]) -> np.ndarray:
+    """Picture files -> (B, H, W, 3) uint8.
+
+    Raises:
+        EvaluationError: for one that can't be read, or of another size than the first; names it.
+    """
+    arrays: list[np.ndarray] = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                arrays.append(np.asarray(picture.convert("RGB")))
+        except OSError as error:
+            raise EvaluationError(f"{path} can't be read: {error}") from None
+        if arrays[-1].shape != arrays[0].shape:
+            sizes = ["{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0])]
+            raise EvaluationError(f"{path} is {sizes[0]} pixels, {paths[0]} is {sizes[1]}: all must be of one size")
+    return np.stack(arrays)
+
+
+# ---------------------------------------------------------------- who looks, and what is kept
+
+
+class FeatureNetworks:
     """All networks that look at pictures: images (B, 3, H, W) in [-1, 1] -> name -> features (B, D) on the CPU.
 
-    Besides the extractors' features: the embeddings of the run's CLIP in its input convention ("clip") and in CLIP's
-    own ("clip/clip", the same where that is the run's), and for mini birds the judge's features ("judge").
+    Args:
+        extractors: of the features that distances are over.
+        bridge, judge: for what is said of single pictures and their captions: the run's CLIP, in its input convention
+            and in CLIP's own, and the mini birds' judge.
     """
 
-    def __init__(self, bridge: ClipBridge, extractors: Sequence[Extractor], judge: Judge | None) -> None:
+    def __init__(
+        self, extractors: Sequence[Extractor], bridge: ClipBridge | None = None, judge: Judge | None = None
+    ) -> None:
+        self.extractors, self.bridge, self.judge = extractors, bridge, judge
         self.networks = {one.name: one for one in extractors}
-        self.networks.setdefault("clip", clip_extractor(bridge))
+        self.fitting: list[str] = []  # the networks that `fit` asks
+        if bridge:
+            self.networks.setdefault("clip", extractor("clip", bridge=bridge))
+            self.fitting += ["clip"]
+            if bridge.convention != "clip":
+                own = ClipBridge(bridge.model, "clip", bridge.taps, bridge.prompt_layers).to(bridge.pixel_mean.device)
+                self.networks["clip, as it was trained"] = extractor("clip", bridge=own)
+                self.fitting += ["clip, as it was trained"]
         if judge:
-            self.networks.setdefault("judge", judge_extractor(judge))
-        if bridge.convention != "clip":
-            own = ClipBridge(bridge.model, "clip", bridge.taps, bridge.prompt_layers).to(bridge.pixel_mean.device)
-            self.networks["clip/clip"] = clip_extractor(own)
+            self.networks.setdefault("judge", extractor("judge", judge=judge))
+            self.fitting += ["judge"]
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        found = {name: look(images) for name, look in self.networks.items()}
-        return {"clip/clip": found["clip"]} | found
+        return {name: look(images) for name, look in self.networks.items()}
+
+    def fit(self, found: dict[str, Tensor], text: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """How pictures fit their captions: their features and the captions' embeddings (B, E) -> name -> (B,)."""
+        scores = as_asked(self.judge, found["judge"], captions) if self.judge else {}
+        if self.bridge:
+            own = found.get("clip, as it was trained", found["clip"])
+            scores |= {"clip_similarity": cosines(found["clip"], text), "clip_score": clip_score(own, text)}
+        return scores
 
 
-def batches(count: int, size: int, title: str, progress: bool) -> tqdm:
-    """Numbers 0 to `count` - 1 in batches; of several processes, each gets its share."""
-    numbers = torch.arange(count)
+class PerSample:
+    """Something about single pictures, by name (N, ...), in their order whichever process has seen which."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def add(self, numbers: Tensor, values: dict[str, Tensor], limit: int | None = None) -> None:
+        """Note values (B, ...) of pictures by their numbers (B,); those from `limit` on are forgotten."""
+        known = slice(None) if limit is None else numbers < limit
+        for name, found in values.items():
+            self.parts[name].append((numbers[known], found[known]))
+
+    def ordered(self) -> dict[str, Tensor]:
+        """Name -> the values of all pictures, by number."""
+        everyone: list[Any] = [dict(self.parts)]
+        if dist.is_available() and dist.is_initialized():
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, dict(self.parts))
+        merged = defaultdict(list)
+        for own in everyone:
+            for name, parts in own.items():
+                merged[name] += parts
+        joined = {name: [torch.cat(side) for side in zip(*parts, strict=True)] for name, parts in merged.items()}
+        return {name: values[numbers.argsort()] for name, (numbers, values) in joined.items()}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is left of pictures that were looked at.
+
+    Attributes:
+        pictures: they themselves, to be had again.
+        moments: extractor -> of its features, in groups: `GROUPS` of the first picture of each real one (by the real
+            one's number), and as many of the others.
+        features: network -> (N, D) of the first picture of each real one, in their order, of generated ones `KEPT`.
+        scores: name -> of every picture (N,): how it fits its caption (`FeatureNetworks.fit`), pixel measures; the same
+            of the real picture beside it ends in _real.
+        pairs: image, text: embeddings of the first `KEPT` pictures and of their captions.
+    """
+
+    pictures: Pictures
+    moments: dict[str, Moments]
+    features: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    pairs: dict[str, Tensor]
+
+
+def look_at(
+    pictures: Pictures, networks: FeatureNetworks, batch_size: int, progress: bool = True,
+    plan: Plan | None = None, real: Seen | None = None, measures: Sequence[PixelMeasure] = (),
+) -> Seen:  # fmt: skip
+    """The pass; of several processes each looks at its share, and all get everything.
+
+    Args:
+        plan: says which real picture each belongs to, where that isn't the one of its number.
+        real: the real pictures that stand beside them.
+        measures: that compare a picture with the real one, or look at it alone.
+    """
+    numbers = torch.arange(pictures.count)
+    place, first = numbers, torch.ones(len(numbers), dtype=torch.bool)
+    if plan:
+        place, first = torch.from_numpy(plan.place), torch.from_numpy(plan.first)
     if dist.is_available() and dist.is_initialized():
         numbers = numbers[dist.get_rank() :: dist.get_world_size()]
-    return tqdm(numbers.split(size), desc=title, unit="batch", leave=False, disable=not progress)
-
-
-class RealSide:
-    """Every real picture of the plan, looked at once.
-
-    Attributes:
-        moments: extractor -> of its features, in `GROUPS` groups of pictures.
-        features: network -> of every picture (R, D), in the plan's order; of Inception's the first `KEPT`.
-    """
-
-    def __init__(
-        self, data: Source, plan: Plan, eyes: Eyes, extractors: Sequence[Extractor], size: int, progress: bool
-    ) -> None:
-        self.data, self.plan = data, plan
-        self.moments = {one.name: Moments(one.dim, GROUPS) for one in extractors}
-        kept: dict[str, Rows] = {name: Rows(KEPT if name == "inception" else None) for name in eyes.networks}
-        with same_failure():  # a picture that can't be measured ends all
-            for numbers in batches(len(plan.real), size, "real pictures", progress):
-                found = eyes(self.images(plan.real[numbers.numpy()]))
-                for name, rows in kept.items():
-                    rows.update(numbers, found[name])
-                for name, moments in self.moments.items():
-                    moments.update(found[name], numbers % GROUPS)
-        self.features = {name: rows.ordered() for name, rows in kept.items()}
-        self.features.setdefault("clip/clip", self.features["clip"])
-
-    def images(self, rows: np.ndarray) -> Tensor:
-        """Row numbers (B,) -> pictures (B, 3, H, W) in [-1, 1]."""
-        return to_images(self.data.pixels(rows)[0])
-
-
-class FakeSide:
-    """A generated picture for every entry of the plan, looked at once.
-
-    Attributes:
-        moments: extractor -> of its features, in groups: `GROUPS` of the first picture of each row (the group of that
-            row's real picture), and as many of the others.
-        features: extractor -> features of the first picture of each row, in the real pictures' order, `KEPT` at most.
-        scores: name -> of every picture (N,): clip_similarity, clip_score, the pixel measures and, for mini birds,
-            whether each attribute is as asked; the same of the real picture beside it ends in _real.
-        image, text: embeddings of the first `KEPT` pictures and of their captions.
-    """
-
-    def __init__(
-        self, generator: nn.Module, bridge: ClipBridge, eyes: Eyes, extractors: Sequence[Extractor],
-        judge: Judge | None, config: EvalConfig, real: RealSide, progress: bool,
-    ) -> None:  # fmt: skip
-        self.plan = plan = real.plan
-        self.moments = {one.name: Moments(one.dim, 2 * GROUPS) for one in extractors}
-        features = {one.name: Rows(KEPT) for one in extractors}
-        kept = {"image": Rows(KEPT), "text": Rows(KEPT)}
-        scores: dict[str, Rows] = defaultdict(Rows)
-        measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
-        first, place = torch.from_numpy(plan.first), torch.from_numpy(plan.place)
-        with same_failure():  # a picture that can't be measured ends all
-            for numbers in batches(len(plan), config.batch_size, "generated pictures", progress):
-                captions = [plan.captions[number] for number in numbers.tolist()]
-                text = embed_captions(bridge, captions)
-                images = draw(generator, text, numbers.tolist(), config.seed, text.device)
-                found, text = eyes(images), text.cpu()
-                opening, own = first[numbers], place[numbers]
-                for name, moments in self.moments.items():
-                    moments.update(found[name], own % GROUPS + GROUPS * ~opening)
-                    features[name].update(own[opening], found[name][opening])
-                kept["image"].update(numbers, found["clip"])
-                kept["text"].update(numbers, text)
-                beside = {name: found_real[own] for name, found_real in real.features.items() if name != "inception"}
-                for end, seen in (("", found), ("_real", beside)):
-                    scores["clip_similarity" + end].update(numbers, cosines(seen["clip"], text))
-                    scores["clip_score" + end].update(numbers, clip_score(seen["clip/clip"], text))
-                    if judge:
-                        for name, hits in as_asked(judge, seen["judge"], captions).items():
-                            scores[name + end].update(numbers, hits)
-                if measures:
-                    photos = real.images(plan.rows[numbers.numpy()]).to(images.device)
-                    for one in measures:
-                        scores[one.name].update(numbers, one(images, photos))
-                        if not one.paired:
-                            scores[f"{one.name}_real"].update(numbers, one(photos))
-        self.features = {name: rows.ordered() for name, rows in features.items()}
-        self.scores = {name: rows.ordered() for name, rows in scores.items()}
-        self.image, self.text = (rows.ordered() for rows in kept.values())
+    moments = {one.name: Moments(one.dim, GROUPS * (1 if first.all() else 2)) for one in networks.extractors}
+    features, scores, pairs = PerSample(), PerSample(), PerSample()
+    bar = tqdm(numbers.split(batch_size), desc=pictures.title, unit="batch", leave=False, disable=not progress)
+    with same_failure():  # a picture that can't be measured ends all
+        for batch in bar:
+            images, text = pictures.get(batch)
+            found, own, opening = networks(images), place[batch], first[batch]
+            for name, sums in moments.items():
+                sums.update(found[name], own % GROUPS + GROUPS * ~opening)
+            for name, values in found.items():
+                whole = real is None and name in networks.fitting  # for the pictures that they will stand beside
+                features.add(own[opening], {name: values[opening]}, None if whole else KEPT)
+            noted = {}
+            if pictures.captions and text is not None:
+                captions = [pictures.captions[number] for number in batch.tolist()]
+                noted = networks.fit(found, text, captions)
+                if real:
+                    beside = {name: real.features[name][own] for name in networks.fitting}
+                    noted |= {f"{name}_real": values for name, values in networks.fit(beside, text, captions).items()}
+                    pairs.add(batch, {"image": found["clip"], "text": text}, KEPT)
+            if real and measures:
+                photos = real.pictures.get(own)[0].to(images.device)
+                for one in measures:
+                    noted[one.name] = one(images, photos)
+                    if not one.paired:
+                        noted[f"{one.name}_real"] = one(photos)
+            scores.add(batch, noted)
+    for sums in moments.values():
+        sums.gather()
+    return Seen(pictures, moments, features.ordered(), scores.ordered(), pairs.ordered())
