@@ -83,6 +83,9 @@ class ClipBridge(nn.Module):
         ValueError: for a CLIP without a vision transformer, an unknown convention, taps or prompts outside the model.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         model: CLIP,

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..build import held_out_data
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP
 from ..config import Config, load_config
+from ..data.batches import Source
 from ..files import write_atomically, write_json
 from ..images import EvaluationError
 from .evaluate import measure_generator
 
-REAL, QUOTED = "real pictures", "quoted"
+if TYPE_CHECKING:  # loaded when a table is made
+    import pandas as pd
 
 
 class Column(NamedTuple):
@@ -72,23 +73,29 @@ class Comparison:
 
     records: dict[str, dict[str, Any]]
     quotes: dict[str, dict[str, float]]
-    real: ClassVar[str] = REAL  # the row of the real pictures
+    real: ClassVar[str] = "real pictures"  # their row
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row a checkpoint, then `real pictures`, then quotes; a column a measure, numbers."""
+        import pandas as pd
+
         first = next(iter(self.records.values()))
         rows = {label: {key: _mean(record.get(key)) for key in COLUMNS} for label, record in self.records.items()}
-        rows[REAL] = {key: _mean(first.get(column.real)) for key, column in COLUMNS.items()}
-        rows |= {f"{label} ({QUOTED})": values for label, values in self.quotes.items()}
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS)).astype(float)
-        return table.dropna(axis=1, how="all")
+        rows[self.real] = {key: _mean(first.get(column.real or "")) for key, column in COLUMNS.items()}
+        quoted = pd.DataFrame.from_dict(
+            {f"{label} (quoted)": own for label, own in self.quotes.items()}, orient="index"
+        )
+        table = pd.concat([pd.DataFrame.from_dict(rows, orient="index"), quoted]).reindex(columns=list(COLUMNS))
+        return table.astype(float).dropna(axis=1, how="all")
 
     @cached_property
     def errors(self) -> pd.DataFrame:
         """The standard errors, in the table's shape; NaN where there is none."""
-        rows = {label: record["errors"] for label, record in self.records.items()}
-        found = {label: {key: _error(errors.get(key)) for key in self.table} for label, errors in rows.items()}
+        import pandas as pd
+
+        said = {label: record["errors"] for label, record in self.records.items()}
+        found = {label: {key: _error(errors.get(key)) for key in self.table} for label, errors in said.items()}
         return pd.DataFrame.from_dict(found, orient="index").reindex(self.table.index).astype(float)
 
     @property
@@ -111,22 +118,24 @@ class Comparison:
 
     def cells(self) -> pd.DataFrame:
         """The table as text: value ± standard error, the best in bold (Markdown)."""
-        shown = pd.DataFrame("", index=self.table.index, columns=list(self.table))
-        for key in self.table:
-            for label in self.table.index:
-                value, error = self.table.loc[label, key], self.errors.loc[label, key]
-                if pd.isna(value):
-                    continue
-                text = f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
-                text += "" if pd.isna(error) else f" ± {error:.2g}"
-                shown.loc[label, key] = f"**{text}**" if label in self.best(key) else text
-        return shown
+
+        def text(value: float, error: float, best: bool) -> str:
+            if math.isnan(value):
+                return ""
+            shown = f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+            shown += "" if math.isnan(error) else f" ± {error:.2g}"
+            return f"**{shown}**" if best else shown
+
+        found = self.table.astype(object)
+        for key in found:
+            rows = zip(self.table[key], self.errors[key], self.table.index.isin(self.best(key)), strict=True)
+            found[key] = [text(*row) for row in rows]
+        return found
 
     def markdown(self) -> str:
         """The table in Markdown, with what was measured on how many pictures below it."""
-        shown, titles = self.cells(), self.titles()
-        lines = ["| | " + " | ".join(titles[key] for key in shown) + " |", "|---" * (len(titles) + 1) + "|"]
-        lines += [f"| {row.name} | {' | '.join(row)} |" for _, row in shown.iterrows()]
+        lines = ["| | " + " | ".join(self.titles().values()) + " |", "|---" * (len(self.titles()) + 1) + "|"]
+        lines += [f"| {label} | {' | '.join(row)} |" for label, *row in self.cells().itertuples(name=None)]
         return "\n".join([*lines, "", self.note()])
 
     def note(self) -> str:
@@ -144,16 +153,14 @@ class Comparison:
 
     def save(self, folder: str | Path, name: str = "comparison") -> list[Path]:
         """Write NAME.csv and NAME.md; returns their paths."""
-        paths = [Path(folder) / f"{name}.{end}" for end in ("csv", "md")]
-        errors = self.errors.dropna(axis=1, how="all").add_suffix("_error")
-        both = pd.concat([self.table, errors], axis=1)
-        write_atomically(paths[0], lambda stream: stream.write(both.to_csv(index_label="model").encode()))
-        write_atomically(paths[1], lambda stream: stream.write((self.markdown() + "\n").encode()))
-        return paths
+        both = self.table.join(self.errors.dropna(axis=1, how="all").add_suffix("_error"))
+        texts = {"csv": both.to_csv(index_label="model"), "md": self.markdown() + "\n"}
+        for end, text in texts.items():
+            write_atomically(Path(folder) / f"{name}.{end}", lambda stream, text=text: stream.write(text.encode()))
+        return [Path(folder) / f"{name}.{end}" for end in texts]
 
     def _repr_html_(self) -> str:
-        shown = self.cells().rename(columns=self.titles())
-        shown = shown.map(lambda text: f"<b>{text[2:-2]}</b>" if text.startswith("**") else text)
+        shown = self.cells().rename(columns=self.titles()).replace(r"\*\*(.*)\*\*", r"<b>\1</b>", regex=True)
         return shown.to_html(escape=False, border=0) + f"<p>{self.note()}</p>"
 
 
@@ -165,7 +172,6 @@ def compare(
     quote: bool | None = None,
     clip_model: CLIP | None = None,
     progress: bool = True,
-    device: str | torch.device = "cpu",
 ) -> Comparison:
     """Measure several generators by one protocol -> a table, and files.
 
@@ -189,20 +195,18 @@ def compare(
         checkpoints = dict(zip(labels, checkpoints, strict=True))
     if not checkpoints:
         raise EvaluationError("there are no checkpoints to compare")
-    keep = None if folder is None else Path(folder) / "evaluations"
-    splits, records = None, {}
+    splits: dict[str, Source] = {}
+    records: dict[str, dict[str, Any]] = {}
     for label, path in checkpoints.items():
-        generator = load_generator(path, clip_model, device)
-        made = _fingerprint(generator, config)
-        file = keep and keep / f"{made}.json"
-        if file and file.is_file():
-            records[label] = json.loads(file.read_text())
+        generator = load_generator(path, clip_model)
+        kept = folder and Path(folder) / "evaluations" / f"{_fingerprint(generator, config)}.json"
+        if kept and kept.is_file():
+            records[label] = json.loads(kept.read_text())
             continue
-        if splits is None:
-            splits = held_out_data(config)
+        splits = splits or held_out_data(config)
         records[label] = measure_generator(generator, generator.bridge, config, splits, progress).record()
-        if file:
-            write_json(file, records[label])
+        if kept:
+            write_json(kept, records[label])
     if quote is None:
         quote = config.clip.name == "ViT-B/32" and config.clip.convention == "reference"
     comparison = Comparison(records, published(config.data.name) if quote else {})
@@ -216,10 +220,9 @@ def published(data: str) -> dict[str, dict[str, float]]:
 
     The file beside this one names the source of each, and what is doubtful about it.
     """
-    with resources.files("galiplib.evaluation").joinpath("published.csv").open() as stream:
-        rows = pd.read_csv(stream)
-    own = rows[rows["data"] == data].set_index("model").drop(columns=["data", "source"])
-    return {label: values.dropna().to_dict() for label, values in own.iterrows()}
+    with resources.files(__package__).joinpath("published.csv").open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["data"] == data]
+    return {row["model"]: {key: float(row[key]) for key in row.keys() & COLUMNS.keys() if row[key]} for row in rows}
 
 
 def label_of(path: str | Path) -> str:

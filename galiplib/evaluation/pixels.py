@@ -10,14 +10,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
 from ..images import EvaluationError, to_range
 
@@ -32,45 +30,48 @@ class PixelMeasure:
     Attributes:
         name: ssim, ms_ssim, lpips or topiq.
         paired: whether it needs the photograph beside the picture.
-        measure: (fake, real), each (B, 3, H, W) in [-1, 1] -> (B,); `real` is None where not paired.
+        range: of values, as `to_range` has it, that it is measured in.
+        measure: (fake, real), each (B, 3, H, W), or (fake,) -> (B,).
     """
 
     name: str
     paired: bool
-    measure: Callable[[Tensor, Tensor | None], Tensor]
+    range: str
+    measure: Callable[..., Tensor]
 
     @torch.inference_mode()
     def __call__(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        if self.paired and real.shape[-2:] != fake.shape[-2:]:
-            size = tuple(fake.shape[-2:])
-            real = F.interpolate(real, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return self.measure(fake, real).double().flatten().cpu()
+        pictures = [fake]
+        if self.paired:
+            if real is None:
+                raise EvaluationError(f"{self.name} needs the real picture beside each")
+            if real.shape[-2:] != fake.shape[-2:]:
+                size = tuple(fake.shape[-2:])
+                real = F.interpolate(real, size=size, mode="bilinear", antialias=True, align_corners=False)
+            pictures += [real]
+        return self.measure(*(to_range(one, self.range) for one in pictures)).double().flatten().cpu()
 
 
 def ssim_measure() -> PixelMeasure:
     """Structural similarity (Wang et al., 2004): 1 for equal pictures, to 1e-4 (rounding where a picture is flat)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    def measure(fake: Tensor, real: Tensor) -> Tensor:
-        fake, real = to_range(fake, "unit"), to_range(real, "unit")
-        return structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
-
-    return PixelMeasure("ssim", True, measure)
+    return PixelMeasure("ssim", True, "unit", partial(ssim, reduction="none", data_range=1.0))
 
 
 def ms_ssim_measure() -> PixelMeasure:
     """The same over five scales (Wang et al., 2003); needs pictures of 176 pixels a side."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
     def measure(fake: Tensor, real: Tensor) -> Tensor:
-        side = min(fake.shape[-2:])
-        if side < MS_SSIM_SIDE:
+        if (side := min(fake.shape[-2:])) < MS_SSIM_SIDE:
             raise EvaluationError(f"MS-SSIM needs pictures of {MS_SSIM_SIDE} pixels a side, not {side}: use ssim")
-        fake, real = to_range(fake, "unit"), to_range(real, "unit")
-        return multiscale_structural_similarity_index_measure(fake, real, reduction="none", data_range=1.0)
+        return ms_ssim(fake, real, reduction="none", data_range=1.0)
 
-    return PixelMeasure("ms_ssim", True, measure)
+    return PixelMeasure("ms_ssim", True, "unit", measure)
 
 
-def lpips_measure(net: str = "alex", device: str | torch.device = "cpu") -> PixelMeasure:
+def lpips_measure(net: Literal["alex", "vgg", "squeeze"] = "alex", device: str | torch.device = "cpu") -> PixelMeasure:
     """Learned perceptual distance (Zhang et al., 2018), by torchmetrics: 0 for equal pictures.
 
     Args:
@@ -90,7 +91,7 @@ def lpips_measure(net: str = "alex", device: str | torch.device = "cpu") -> Pixe
             f"LPIPS can't have the weights of {LPIPS_NETS[net]} ({' '.join(str(error).split())[:200]}). Without a "
             f"network, put torchvision's file of them into {torch.hub.get_dir()}/checkpoints"
         ) from None
-    return PixelMeasure("lpips", True, lambda fake, real: network(to_range(fake), to_range(real)))
+    return PixelMeasure("lpips", True, "signed", network)
 
 
 def topiq_measure(device: str | torch.device = "cpu") -> PixelMeasure:
@@ -111,14 +112,14 @@ def topiq_measure(device: str | torch.device = "cpu") -> PixelMeasure:
             f"TOPIQ's weights can't be had ({' '.join(str(error).split())[:200]}). Without a network, run it once "
             f"elsewhere and copy what it fetched: {torch.hub.get_dir()} and ~/.cache/huggingface"
         ) from None
-    return PixelMeasure("topiq", False, lambda fake, _: network(to_range(fake, "unit")))
+    return PixelMeasure("topiq", False, "unit", network)
 
 
 def pixel_measure(name: str, device: str | torch.device = "cpu") -> PixelMeasure:
     """A pixel measure by name; raises EvaluationError for an unknown one, and as the measures' own functions do."""
-    makers = {
-        "ssim": ssim_measure, "ms_ssim": ms_ssim_measure, "lpips": lambda: lpips_measure(device=device),
-        "topiq": lambda: topiq_measure(device),
+    makers: dict[str, Callable[[], PixelMeasure]] = {
+        "ssim": ssim_measure, "ms_ssim": ms_ssim_measure, "lpips": partial(lpips_measure, device=device),
+        "topiq": partial(topiq_measure, device),
     }  # fmt: skip
     if name not in makers:
         raise EvaluationError(f"unknown pixel measure {name!r}: one of {', '.join(makers)}")
