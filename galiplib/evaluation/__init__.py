@@ -34,7 +34,7 @@ from .measures import (
 )
 from .passes import list_pictures, read_pictures
 from .pixels import PixelMeasure, pixel_measure
-from .protocol import BATCH, Plan, evaluating, generate, noise_of, plan
+from .protocol import BATCH, Plan, evaluating, generate, noise_of_pictures, plan
 
 __all__ = [
     "BATCH", "Comparison", "Evaluation", "EvaluationError", "Extractor", "Frechet", "Measured", "Moments",
@@ -42,6 +42,6 @@ __all__ = [
     "cosines", "distance_of", "diversity", "evaluate", "evaluate_folder", "evaluating", "extractor",
     "frechet_distance", "frechet_floor", "frechet_of", "generate", "halves", "jackknife", "judge_features",
     "kernel_distance", "list_pictures", "load_statistics", "mean_of", "measure_folder", "measure_generator",
-    "noise_of", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",
+    "noise_of_pictures", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",
     "save_statistics", "share_of", "statistics_of", "to_range",
 ]  # fmt: skip

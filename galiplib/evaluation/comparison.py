@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
+
 from ..build import held_out_data
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP
@@ -81,7 +83,9 @@ class Comparison:
         import pandas as pd
 
         first = next(iter(self.records.values()))
-        rows = {label: {key: _mean(record.get(key)) for key in COLUMNS} for label, record in self.records.items()}
+        rows: dict[str, Any] = {
+            label: {key: _mean(record.get(key)) for key in COLUMNS} for label, record in self.records.items()
+        }
         rows[self.real] = {key: _mean(first.get(column.real or "")) for key, column in COLUMNS.items()}
         quoted = pd.DataFrame.from_dict(
             {f"{label} (quoted)": own for label, own in self.quotes.items()}, orient="index"
@@ -94,9 +98,9 @@ class Comparison:
         """The standard errors, in the table's shape; NaN where there is none."""
         import pandas as pd
 
-        said = {label: record["errors"] for label, record in self.records.items()}
-        found = {label: {key: _error(errors.get(key)) for key in self.table} for label, errors in said.items()}
-        return pd.DataFrame.from_dict(found, orient="index").reindex(self.table.index).astype(float)
+        errors = {label: record["errors"] for label, record in self.records.items()}
+        found = {label: {key: _error(own.get(key)) for key in COLUMNS} for label, own in errors.items()}
+        return pd.DataFrame.from_dict(found, orient="index").reindex_like(self.table).astype(float)
 
     @property
     def measured(self) -> list[str]:
@@ -114,7 +118,8 @@ class Comparison:
         """Column -> its heading, with an arrow towards the better."""
         over = next(iter(self.records.values()))["features"][0]
         arrows = {1: " ↑", -1: " ↓", 0: ""}
-        return {key: COLUMNS[key].title.format(features=over) + arrows[COLUMNS[key].better] for key in self.table}
+        own = {key: column for key, column in COLUMNS.items() if key in self.table}
+        return {key: column.title.format(features=over) + arrows[column.better] for key, column in own.items()}
 
     def cells(self) -> pd.DataFrame:
         """The table as text: value ± standard error, the best in bold (Markdown)."""
@@ -127,9 +132,9 @@ class Comparison:
             return f"**{shown}**" if best else shown
 
         found = self.table.astype(object)
-        for key in found:
-            rows = zip(self.table[key], self.errors[key], self.table.index.isin(self.best(key)), strict=True)
-            found[key] = [text(*row) for row in rows]
+        for key in self.titles():
+            best = [label in self.best(key) for label in found.index]
+            found[key] = list(map(text, self.table[key], self.errors[key], best))
         return found
 
     def markdown(self) -> str:
@@ -154,10 +159,10 @@ class Comparison:
     def save(self, folder: str | Path, name: str = "comparison") -> list[Path]:
         """Write NAME.csv and NAME.md; returns their paths."""
         both = self.table.join(self.errors.dropna(axis=1, how="all").add_suffix("_error"))
-        texts = {"csv": both.to_csv(index_label="model"), "md": self.markdown() + "\n"}
-        for end, text in texts.items():
-            write_atomically(Path(folder) / f"{name}.{end}", lambda stream, text=text: stream.write(text.encode()))
-        return [Path(folder) / f"{name}.{end}" for end in texts]
+        table, text = (Path(folder) / f"{name}.{end}" for end in ("csv", "md"))
+        write_atomically(table, lambda stream: stream.write(both.to_csv(index_label="model").encode()))
+        write_atomically(text, lambda stream: stream.write((self.markdown() + "\n").encode()))
+        return [table, text]
 
     def _repr_html_(self) -> str:
         shown = self.cells().rename(columns=self.titles()).replace(r"\*\*(.*)\*\*", r"<b>\1</b>", regex=True)
@@ -172,6 +177,7 @@ def compare(
     quote: bool | None = None,
     clip_model: CLIP | None = None,
     progress: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Comparison:
     """Measure several generators by one protocol -> a table, and files.
 
@@ -198,7 +204,7 @@ def compare(
     splits: dict[str, Source] = {}
     records: dict[str, dict[str, Any]] = {}
     for label, path in checkpoints.items():
-        generator = load_generator(path, clip_model)
+        generator = load_generator(path, clip_model, device)
         kept = folder and Path(folder) / "evaluations" / f"{_fingerprint(generator, config)}.json"
         if kept and kept.is_file():
             records[label] = json.loads(kept.read_text())

@@ -179,25 +179,24 @@ def evaluate(
             whole = _whole(look, data[main], config, note, progress) if index == 0 else None
             result.add_distances(look, index == 0, real, fake, whole)
         if config.diversity:
-            captions = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
-            captions = captions[: TRIES * config.diversity]
-            own = drawn(captions, config.seed, len(chosen), "diversity")  # noise of its own
+            repeated = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
+            own = drawn(repeated[: TRIES * config.diversity], config.seed, len(chosen), "diversity")  # noise of its own
             features = look_at(own, FeatureNetworks(extractors[:1]), *passed).features[extractors[0].name]
             result.add("diversity", mean_of(diversity(features, [index // TRIES for index in range(len(features))])))
             result.values["diversity_real"] = torch.pdist(real.features[extractors[0].name][:KEPT]).mean().item()
         result.add_scores(fake.scores)
         result.values["clip_convention"] = bridge.convention
         image, text = fake.pairs["image"], fake.pairs["text"]
-        for name, side in {"": image, "_real": real.features["clip"][torch.from_numpy(chosen.place[:KEPT])]}.items():
-            fitting = partial(r_precision, side, text, chosen.captions[:KEPT])
-            result.attempt(f"r_precision{name}", lambda fitting=fitting: share_of(fitting()))
+        photos, captions = real.features["clip"][torch.from_numpy(chosen.place[:KEPT])], chosen.captions[:KEPT]
+        result.attempt("r_precision", lambda: share_of(r_precision(image, text, captions)))
+        result.attempt("r_precision_real", lambda: share_of(r_precision(photos, text, captions)))
         result.values.update(images=len(chosen), images_measured=len(chosen))
         if judge:
-            captions = plan(data["test"].captions, others, config.per_caption, config.seed).captions
-            own = drawn(captions, config.seed, 0, "held-out combinations")
+            held_out = plan(data["test"].captions, others, config.per_caption, config.seed).captions
+            own = drawn(held_out, config.seed, 0, "held-out combinations")
             result.add_scores(look_at(own, FeatureNetworks((), judge=judge), *passed).scores, "_held_out")
             result.values["chance"] = {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED}
-            result.values["images"] += len(captions)
+            result.values["images"] += len(held_out)
     result.values["features"] = [look.name for look in extractors]
     return result
 
@@ -279,14 +278,15 @@ def measure_generator(
 
 
 def measure_folder(
-    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True
-) -> dict[str, Any]:
+    folder: str | Path, config: Config, clip: str | None = None, progress: bool = True,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Measure pictures in a folder by a configuration's data set, CLIP and `eval.features` (see `evaluate_folder`).
 
     Args:
         clip: another CLIP, by name or file.
     """
-    bridge = make_bridge(config, clip_model=load_clip(clip) if clip else None)
+    bridge = make_bridge(config, device, load_clip(clip) if clip else None)
     known = dataset_of(config)
     judge = load_judge() if known.judged else None
     look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)

@@ -35,7 +35,7 @@ class Measured(NamedTuple):
 
     value: float
     error: float
-    count: int
+    count: int  # type: ignore[assignment]  # in place of a tuple's own method
 
 
 # ---------------------------------------------------------------- Fréchet distances
@@ -46,7 +46,7 @@ class Statistics(NamedTuple):
 
     mu: Tensor
     sigma: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # in place of a tuple's own method
 
 
 class Frechet(NamedTuple):

@@ -76,7 +76,7 @@ def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
     def get(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         own = numbers.tolist()
         pixels = read_pictures([paths[0], *(paths[number] for number in own)])[1:]  # each of the first one's size
-        text = captions and embed_captions(bridge, [captions[number] for number in own]).cpu()
+        text = embed_captions(bridge, [captions[number] for number in own]).cpu() if captions else None
         return to_images(pixels), text
 
     return Pictures("folder", len(paths), get, captions)
@@ -186,7 +186,7 @@ class PerSample:
         if dist.is_available() and dist.is_initialized():
             everyone *= dist.get_world_size()
             dist.all_gather_object(everyone, dict(self.parts))
-        merged = defaultdict(list)
+        merged: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for own in everyone:
             for name, parts in own.items():
                 merged[name] += parts

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,8 @@ def ssim_measure() -> PixelMeasure:
     """Structural similarity (Wang et al., 2004): 1 for equal pictures, to 1e-4 (rounding where a picture is flat)."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    return PixelMeasure("ssim", True, "unit", partial(ssim, reduction="none", data_range=1.0))
+    measure = cast(Callable[..., Tensor], partial(ssim, reduction="none", data_range=1.0))  # no pair without asking
+    return PixelMeasure("ssim", True, "unit", measure)
 
 
 def ms_ssim_measure() -> PixelMeasure:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ class Plan:
         return len(self.captions)
 
 
-def plan(captions: Sequence[Sequence[str]], images: int | str = "all", per_caption: int = 1, seed: int = 0) -> Plan:
+def plan(
+    captions: Sequence[Sequence[str]], images: int | Literal["all"] = "all", per_caption: int = 1, seed: int = 0
+) -> Plan:
     """Choose captions evenly: one of every row in random order, then the next one of every row, and so on.
 
     Args:
@@ -53,10 +56,10 @@ def plan(captions: Sequence[Sequence[str]], images: int | str = "all", per_capti
     counts = np.array([len(own) for own in captions])
     if not counts.sum():
         raise EvaluationError("there are no captions to draw")
-    if images != "all" and images % per_caption:
+    if isinstance(images, int) and images % per_caption:
         raise EvaluationError(f"eval.images = {images} must be a multiple of eval.per_caption = {per_caption}")
     order = np.random.default_rng(seed).permutation(np.flatnonzero(counts))
-    wanted = int(counts.sum()) if images == "all" else images // per_caption
+    wanted = images // per_caption if isinstance(images, int) else int(counts.sum())
     rows: list[np.ndarray] = []
     texts: list[str] = []
     while len(texts) < wanted:
