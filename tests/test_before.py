@@ -13,8 +13,7 @@ import torch
 
 from galiplib import Run, load_clip, load_discriminator, load_generator, sample
 from galiplib.config import recorded_config
-from galiplib.evaluation.folders import list_pictures
-from galiplib.evaluation.statistics_files import load_statistics
+from galiplib.evaluation import list_pictures, load_statistics
 from galiplib.sampling.folder import read_captions, sample_file
 from galiplib.sampling.provenance import Origin, fingerprint, read_png
 from galiplib.sampling.sample import replay

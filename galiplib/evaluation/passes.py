@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
 from ..data.batches import Source
+from ..data.data_files import BadRow, DataError, read_table
+from ..data.decoding import read_image
 from ..distributed import same_failure
 from ..images import EvaluationError, to_images
 from .features import Extractor, extractor
@@ -94,10 +94,10 @@ def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
     manifest = folder / MANIFEST
     if manifest.is_file():
         try:
-            lines = [json.loads(line) for line in manifest.read_text().splitlines() if line.strip()]
-            paths, captions = [folder / line["file"] for line in lines], [line["caption"] for line in lines]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            lines = [(folder / name, text) for name, texts in read_table(manifest)[0].items() for text in texts]
+        except DataError as error:
             raise EvaluationError(f"{manifest}: every line needs 'file' and 'caption' ({error})") from None
+        paths, captions = [path for path, _ in lines], [text for _, text in lines]
         if absent := [path.name for path in paths if not path.is_file()]:
             raise EvaluationError(f"{manifest} has captions of {len(absent)} pictures that aren't there: {absent[0]}")
     else:
@@ -117,10 +117,9 @@ def read_pictures(paths: Sequence[Path]) -> np.ndarray:
     arrays: list[np.ndarray] = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                arrays.append(np.asarray(picture.convert("RGB")))
-        except OSError as error:
-            raise EvaluationError(f"{path} can't be read: {error}") from None
+            arrays.append(np.asarray(read_image(path)))
+        except BadRow as error:
+            raise EvaluationError(f"{path} can't be read: {error.reason}") from None
         if arrays[-1].shape != arrays[0].shape:
             sizes = ["{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0])]
             raise EvaluationError(f"{path} is {sizes[0]} pixels, {paths[0]} is {sizes[1]}: all must be of one size")
