@@ -17,10 +17,10 @@ from torch import Tensor
 from ..clip.bridge import ClipBridge
 from ..data import minibirds
 from ..data.batches import Source
-from ..images import to_images
+from ..images import to_images, to_range
 from ..systems.picture_input import PictureGenerator, pack
-from . import evaluating, noise_of_pictures, to_range
 from .judge import COLUMNS, JUDGED, Judge
+from .protocol import embed_captions, evaluating, noise_of_pictures
 
 CONTROL = 7  # rows further on: the picture that was not given
 
@@ -62,7 +62,7 @@ def make_edits(
     with evaluating(generator):
         for start in range(0, count, 100):
             part = slice(start, start + 100)
-            sentence = bridge.encode_text(bridge.tokenize(captions[part]).to(device)).float()
+            sentence = embed_captions(bridge, captions[part])
             noise = noise_of_pictures(range(start, start + len(sentence)), generator.noise_dim, seed)
             packed = pack(noise, given[part]).to(device)
             made.append(to_range(generator(packed, sentence), numbers=range(start, start + len(sentence))).cpu())
@@ -85,26 +85,23 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
     Raises:
         ValueError: for a judge where the truth about the given pictures is not known.
     """
-    device = bridge.pixel_mean.device
-    made, given, other = edits.made, edits.given, edits.given.roll(CONTROL, 0)
-    embedded = [
-        torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])
+    device, made, given = bridge.pixel_mean.device, edits.made, edits.given
+    own, kept = (
+        torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])  # (N, E)
         for images in (made, given)
-    ]
-    text = bridge.encode_text(bridge.tokenize(edits.captions).to(device)).float()
+    )
     result = {
         "rmse": F.mse_loss(made, given).sqrt().item(),
-        "rmse_control": F.mse_loss(made, other).sqrt().item(),
-        "clip_image": F.cosine_similarity(*embedded).mean().item(),
-        "clip_image_control": F.cosine_similarity(embedded[0], embedded[1].roll(CONTROL, 0)).mean().item(),
-        "clip_text": F.cosine_similarity(embedded[0], text).mean().item(),
+        "rmse_control": F.mse_loss(made, given.roll(CONTROL, 0)).sqrt().item(),
+        "clip_image": F.cosine_similarity(own, kept).mean().item(),
+        "clip_image_control": F.cosine_similarity(own, kept.roll(CONTROL, 0)).mean().item(),
+        "clip_text": F.cosine_similarity(own, embed_captions(bridge, edits.captions)).mean().item(),
     }
     if judge is None:
         return result
     if edits.truth is None:
         raise ValueError("the judge needs mini birds: of other pictures the true attributes are not known")
-    seen = torch.stack([logits.argmax(1) for logits in judge(made).values()], dim=1).cpu()  # (N, 4)
-    asked = [minibirds.asked(text) for text in edits.captions]
+    seen, asked = judge.answers(made).cpu(), [minibirds.asked(text) for text in edits.captions]
     wanted = torch.tensor([[names.get(name, -1) for name in JUDGED] for names in asked])  # (N, 4), -1: left open
     changed, is_open = (wanted >= 0) & (wanted != edits.truth), wanted < 0
     return result | {

@@ -12,7 +12,7 @@ import math
 import random
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,7 @@ COLUMNS = [list(ATTRIBUTES).index(name) for name in JUDGED]  # of `MiniBirds.lab
 SIZE = 56  # side of the pictures it looks at
 FEATURES = 128
 CHECK_SEED = 20_240_611  # of the drawings that accuracy is measured on; a data set would rarely have it
-CHECK_SIZE = 2000
 BLUR = 2.0  # standard deviation in pixels at which accuracy on soft pictures is measured
-
-
-def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Judge(nn.Module):
@@ -53,11 +47,16 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+
+        def conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+            layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+            return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
         self.trunk = nn.Sequential(  # (B, 3, 56, 56)
-            _conv(3, 24, stride=1),  # (B, 24, 56, 56)
-            _conv(24, 48, stride=2),  # (B, 48, 28, 28)
-            _conv(48, 96, stride=2),  # (B, 96, 14, 14)
-            _conv(96, 24, stride=2),  # (B, 24, 7, 7)
+            conv(3, 24, stride=1),  # (B, 24, 56, 56)
+            conv(24, 48, stride=2),  # (B, 48, 28, 28)
+            conv(48, 96, stride=2),  # (B, 96, 14, 14)
+            conv(96, 24, stride=2),  # (B, 24, 7, 7)
             nn.Flatten(),  # places are kept: wing and belly differ in where they are
             nn.Linear(24 * 7 * 7, FEATURES, bias=False),
             nn.BatchNorm1d(FEATURES),
@@ -80,17 +79,20 @@ class Judge(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> attribute -> logits (B, classes)."""
         return self.classify(self.features(images))
 
+    def answers(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> class indices (B, 4), in the order of `JUDGED`."""
+        return torch.stack([logits.argmax(1) for logits in self(images).values()], dim=1)
+
 
 # ---------------------------------------------------------------- drawings, and pictures like a GAN's
 
 
-def drawings(count: int, seed: int = 0, size: int = SIZE, progress=iter) -> minibirds.MiniBirds:
+def drawings(count: int, seed: int = 0, size: int = SIZE, progress: Callable = iter) -> minibirds.MiniBirds:
     """Birds with every attribute drawn independently, also those that no split of the data set contains.
 
     So the judge can't reason that a wing has not the body's colour: a GAN may well paint it so.
     """
-    rng = random.Random(f"judge-{seed}")
-    chosen = []
+    rng, chosen = random.Random(f"judge-{seed}"), []
     for _ in range(count):
         bird = minibirds.Bird(**{name: rng.choice(values) for name, values in ATTRIBUTES.items()})
         chosen.append((bird, rng.randrange(2**31)))
@@ -116,33 +118,25 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     batch = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(batch, generator=rng)
+        return (low + (high - low) * torch.rand(batch, generator=rng)).view(-1, 1, 1, 1)
 
     def some(value: Tensor, share: float, otherwise: float) -> Tensor:
-        return torch.where(torch.rand(batch, generator=rng) < share, value, otherwise)
+        return torch.where(torch.rand(batch, generator=rng).view(-1, 1, 1, 1) < share, value, otherwise)
 
     angle, scale = uniform(-0.1, 0.1), uniform(0.92, 1.08)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     moves = torch.stack([cos, -sin, uniform(-0.1, 0.1), sin, cos, uniform(-0.1, 0.1)], 1).view(-1, 2, 3)
     grid = F.affine_grid(moves, list(images.shape), align_corners=False)
     wobble = F.interpolate(torch.randn(batch, 2, 6, 6, generator=rng), size=images.shape[-2:], mode="bicubic")
-    grid = grid + (some(uniform(0, 0.06), 0.6, 0.0).view(-1, 1, 1, 1) * wobble).permute(0, 2, 3, 1)
+    grid = grid + (some(uniform(0, 0.06), 0.6, 0.0) * wobble).permute(0, 2, 3, 1)
     x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
     x = blur(x, some(uniform(0.3, 2.5), 0.6, 0.1))
     coarse = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), scale_factor=2.0)
-    x = torch.where(some(torch.ones(batch), 0.1, 0.0).view(-1, 1, 1, 1) > 0, coarse, x)
+    x = torch.where(some(torch.ones(batch, 1, 1, 1), 0.1, 0.0) > 0, coarse, x)
 
-    brightness, contrast, saturation, blotches, grain = (
-        value.view(-1, 1, 1, 1)
-        for value in (
-            uniform(-0.15, 0.15),
-            uniform(0.8, 1.15),
-            uniform(0.7, 1.25),
-            some(uniform(0, 0.2), 0.5, 0.0),
-            some(uniform(0, 0.12), 0.5, 0.0),
-        )
-    )
+    brightness, contrast, saturation = uniform(-0.15, 0.15), uniform(0.8, 1.15), uniform(0.7, 1.25)
+    blotches, grain = some(uniform(0, 0.2), 0.5, 0.0), some(uniform(0, 0.12), 0.5, 0.0)
     x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast) + brightness
     x = x.mean(1, keepdim=True).lerp(x, saturation)
     spots = F.interpolate(torch.randn(batch, 3, 8, 8, generator=rng), size=x.shape[-2:], mode="bilinear")
@@ -189,14 +183,13 @@ def train_judge(
                 order = torch.randperm(len(data), generator=rng)
             rows, order = order[:batch_size], order[batch_size:]
             images = augment(to_images(data.images[rows.numpy()]), rng)
-            logits = judge(images.to(memory_format=torch.channels_last))
-            losses = [F.cross_entropy(logits[name], labels[rows, i]) for i, name in enumerate(JUDGED)]
-            loss = torch.stack(losses).mean()
+            logits = list(judge(images.to(memory_format=torch.channels_last)).values())
+            loss = torch.stack([F.cross_entropy(own, labels[rows, i]) for i, own in enumerate(logits)]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            found = torch.stack([values.argmax(1) for values in logits.values()], dim=1)  # (B, 4)
+            found = torch.stack([own.argmax(1) for own in logits], dim=1)  # (B, 4)
             yield JudgeReport(step, loss.item(), (found == labels[rows]).float().mean().item())
     finally:
         judge.eval()
@@ -208,9 +201,7 @@ def measure(judge: Judge, data: minibirds.MiniBirds, sigma: float = 0.0, batch_s
     found = []
     for start in range(0, len(data), batch_size):
         images = to_images(data.images[start : start + batch_size])
-        if sigma:
-            images = blur(images, torch.full((len(images),), sigma))
-        found.append(torch.stack([logits.argmax(1) for logits in judge(images).values()], dim=1))  # (B, 4)
+        found.append(judge.answers(blur(images, torch.full((len(images),), sigma)) if sigma else images))
     right = (torch.cat(found) == torch.from_numpy(data.labels[:, COLUMNS])).double().mean(0)
     return dict(zip(JUDGED, right.tolist(), strict=True))
 
@@ -248,12 +239,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m galiplib.evaluation.judge", description="Trains the judge.")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    for name, usual in {"steps": 1000, "batch-size": 64, "lr": 2e-3, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=type(usual), default=usual)
     parser.add_argument("--drawings", type=int, default=12_000, help="pictures to train on")
-    parser.add_argument("--check", type=int, default=CHECK_SIZE, help="fresh pictures a split")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check", type=int, default=2000, help="fresh pictures a split")
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
@@ -263,31 +252,17 @@ def main(arguments: list[str] | None = None) -> None:
     for report in (bar := tqdm(reports, total=args.steps, desc="judge", unit="step")):
         bar.set_postfix(loss=f"{report.loss:.3f}", accuracy=f"{report.accuracy:.3f}", refresh=False)
     judge.half().float()  # measure what is written
-    accuracy = {}
+    accuracy: dict[str, dict[str, float]] = {}
     for split, name in (("seen", "seen"), ("test", "held_out")):
         fresh = minibirds.build(split, args.check, SIZE, CHECK_SEED)
-        accuracy[name] = measure(judge, fresh)
-        accuracy[f"{name}_blurred"] = measure(judge, fresh, BLUR)
-    provenance = {
-        "command": shlex.join(["python", "-m", "galiplib.evaluation.judge", *arguments]),
-        "seed": args.seed,
-        "data": {
-            "train": args.drawings,
-            "train_attributes": "independent and uniform",
-            "check_each": args.check,
-            "check_seed": CHECK_SEED,
-            "image_size": SIZE,
-            "blur_sigma": BLUR,
-        },
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "parameters": sum(p.numel() for p in judge.parameters()),
-        "threads": torch.get_num_threads(),
-        "accuracy": accuracy,
-        "torch": torch.__version__,
-    }
-    save_judge(args.out, judge, provenance)
+        accuracy |= {name: measure(judge, fresh), f"{name}_blurred": measure(judge, fresh, BLUR)}
+    made = {"train": args.drawings, "train_attributes": "independent and uniform", "check_each": args.check}
+    made |= {"check_seed": CHECK_SEED, "image_size": SIZE, "blur_sigma": BLUR}
+    command = shlex.join(["python", "-m", "galiplib.evaluation.judge", *arguments])
+    provenance: dict[str, Any] = {"command": command, "data": made}
+    provenance |= {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "lr")}
+    provenance |= {"parameters": sum(p.numel() for p in judge.parameters()), "threads": torch.get_num_threads()}
+    save_judge(args.out, judge, provenance | {"accuracy": accuracy, "torch": torch.__version__})
     for name, values in accuracy.items():
         print(f"{name:17}", "  ".join(f"{attribute} {value:.4f}" for attribute, value in values.items()))
 
