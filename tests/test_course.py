@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from galiplib.config import folder_of
 from galiplib.course import runner as course
 
 PARAMETERS = 'profile = "mini"\nout = "outputs"\n'
@@ -15,7 +16,7 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python
 RESULTS = """\
 import json, sys
 from pathlib import Path
-folder = Path(out) / profile
+folder = Path(out) / profile.replace(":", "-")
 (folder / "results.json").write_text(json.dumps({"clip": {"similarity": 0.31251}, "steps": 7, "ok": True}))
 print("interpreter", sys.executable, "train_steps", train_steps, "lr", lr)"""
 
@@ -96,22 +97,22 @@ def test_bad_yaml_is_rejected(notebooks, capsys):
     assert "not a YAML value" in fails(capsys, ["run", "06", "-p", "lr", "[1"], notebooks)
 
 
-def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capsys, monkeypatch):
+def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(course, "DEMO", ["01", "06"])
     monkeypatch.chdir(tmp_path)  # a relative --out is relative to here
-    assert course.main(["demo", "--profile", "tiny", "--out", "o", "-p", "train_steps", "3"], notebooks) == 0
-    printed = capsys.readouterr().out
+    assert course.main(["demo", "--profile", "tiny:small", "--out", "o", "-p", "train_steps", "3"], notebooks) == 0
+    printed = capfd.readouterr().out
     assert f"interpreter {sys.executable} train_steps 3 lr 0.1" in printed
     assert "01_look: started" in printed and "06_train: started" in printed
     rows = [line.split() for line in printed.splitlines()[-2:]]
     assert rows == [["clip.similarity", "0.3125"], ["steps", "7"]]
 
-    folder = tmp_path / "o" / "tiny"
+    folder = tmp_path / "o" / folder_of("tiny:small")
     assert str(folder / "results.json") in printed and "samples.png: not written" in printed
     record = json.loads((folder / "course.json").read_text())
     entries = record["notebooks"]
     assert list(entries) == ["01_look", "06_train"]
-    injected = {"profile": "tiny", "out": str(tmp_path / "o"), "train_steps": 3}
+    injected = {"profile": "tiny:small", "out": str(tmp_path / "o"), "train_steps": 3}
     assert entries["06_train"]["parameters"] == injected
     assert "train_steps" not in entries["01_look"]["parameters"]
     assert all(entry["seconds"] > 0 and entry["peak_mb"] > 1 for entry in entries.values())

@@ -88,17 +88,13 @@ def _check_tensor(value: Any, shape: Shape, hints: Mapping[Shape, str] | None = 
         raise CheckFailed("the result holds NaN or infinity")
 
 
-def _compare(value: Tensor, right: Tensor, mistakes: Mapping[str, Tensor], off: float = 1e-3) -> None:
-    """Raise CheckFailed unless `value` is `right`, but for a share `off`, naming the mistake whose result it is."""
-
-    def alike(other: Tensor) -> bool:
-        return other.shape == value.shape and torch.allclose(value, other.to(value.dtype), rtol=off, atol=off / 10)
-
-    if alike(right):
-        return
-    for hint, wrong in mistakes.items():
-        if alike(wrong):
-            raise CheckFailed(hint)
+def _compare(value: Tensor, right: Tensor, mistakes: Mapping[str, Tensor]) -> None:
+    """Raise CheckFailed unless `value` is `right`, naming the mistake whose result it is."""
+    for hint, other in {"": right, **mistakes}.items():
+        if other.shape == value.shape and torch.allclose(value, other.to(value.dtype), rtol=1e-3, atol=1e-4):
+            if hint:
+                raise CheckFailed(hint)
+            return
     if right.ndim == 0:
         raise CheckFailed(f"expected {float(right):.4f}, got {float(value):.4f}")
     raise CheckFailed(f"the shape is right, the values are off by up to {float((value - right).abs().max()):.3f}")
@@ -115,10 +111,8 @@ def _compare_number(value: Any, right: float, mistakes: Mapping[str, float]) -> 
         raise CheckFailed(f"expected one number, got {type(value).__name__}")
     if not np.isfinite(array).all():
         raise CheckFailed("the result is NaN or infinite: the root must be the matrix's (scipy.linalg.sqrtm)")
-    found, expected, *wrong = (
-        torch.tensor(float(x), dtype=torch.float64) for x in (array.item(), right, *mistakes.values())
-    )
-    _compare(found, expected, dict(zip(mistakes, wrong, strict=True)))
+    number = functools.partial(torch.tensor, dtype=torch.float64)
+    _compare(number(float(array.item())), number(right), {hint: number(wrong) for hint, wrong in mistakes.items()})
 
 
 def _check_gradient(value: Tensor) -> None:
@@ -157,7 +151,6 @@ def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
 def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor], Tensor]) -> str:
     """`fn_real(logits (B,)) -> scalar`, the mean of max(0, 1 - logit); `fn_fake`, of max(0, 1 + logit)."""
     logits = torch.tensor([-2.0, -0.5, 0.25, 0.8, 3.0, 1.7])
-
     written = 0
     for name, fn, signed in (("the real loss", fn_real, -logits), ("the fake loss", fn_fake, logits)):
         with _about(name), suppress(_NotWritten):  # the other one is looked at all the same
@@ -220,6 +213,7 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         return torch.stack([F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)])
 
     i, t = F.normalize(image.detach(), dim=1), F.normalize(text, dim=1)
+    along = F.normalize(image, dim=0), F.normalize(text, dim=0)
     rows, columns = losses(i, t)
     mistakes = {
         "the embeddings are not normalised: divide each row by its length": losses(image, text).mean(),
@@ -230,13 +224,9 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "only half of one direction: add the other one": rows / 2,
         "both directions are summed: take their mean": rows + columns,
         "the scale is missing": losses(i, t, 1.0).mean(),
-        "the logits are divided by the scale: multiply (it is the temperature's inverse)": losses(
-            i, t, 1 / scale
-        ).mean(),
+        "the logits are divided by the scale: multiply (the temperature's inverse)": losses(i, t, 1 / scale).mean(),
         "the scale comes ready: leave out the exp": losses(i, t, scale.exp()).mean(),
-        "normalised along the batch: each row (dim=1) is to get length 1": (
-            losses(F.normalize(image, dim=0), F.normalize(text, dim=0)).mean()
-        ),
+        "normalised along the batch: each row (dim=1) is to get length 1": losses(*along).mean(),
     }
     _compare(value, (rows + columns) / 2, mistakes)
     _check_gradient(value)
@@ -262,11 +252,10 @@ def check_frechet(fn: Callable[..., float]) -> str:
                 raise
         return _call(fn, *(torch.from_numpy(array.copy()) for array in arrays))
 
-    means, traces = float(((mu1 - mu2) ** 2).sum()), float(np.trace(cov1 + cov2))
-    cross = float(np.trace(sqrtm(cov1 @ cov2)).real)
-    separate = float(np.trace(sqrtm(cov1) @ sqrtm(cov2)).real)
+    means, traces, whole = ((mu1 - mu2) ** 2).sum(), np.trace(cov1 + cov2), np.trace(cov1 @ cov2)
+    cross, apart = np.trace(sqrtm(cov1 @ cov2)).real, np.trace(sqrtm(cov1) @ sqrtm(cov2)).real
     with np.errstate(invalid="ignore"):
-        elementwise, product = (float(np.trace(np.sqrt(m))) for m in (cov1 @ cov2, cov1 * cov2))
+        roots, product = (np.trace(np.sqrt(m)) for m in (cov1 @ cov2, cov1 * cov2))
     right = means + traces - 2 * cross
     mistakes = {
         "the means are missing: add |mu1 - mu2|^2": traces - 2 * cross,
@@ -275,17 +264,13 @@ def check_frechet(fn: Callable[..., float]) -> str:
         "the traces of cov1 and cov2 are missing": means - 2 * cross,
         "the factor 2 before the square root is missing": means + traces - cross,
         "the square root's term is added: subtract it": means + traces + 2 * cross,
-        "the square root is missing: cov1 @ cov2 itself was subtracted": (
-            means + traces - 2 * float(np.trace(cov1 @ cov2))
-        ),
-        "the square root is taken number by number: it must be the matrix's (scipy.linalg.sqrtm)": (
-            means + traces - 2 * elementwise
-        ),
+        "the square root is missing: cov1 @ cov2 itself was subtracted": means + traces - 2 * whole,
+        "the root is taken number by number: it must be the matrix's (scipy.linalg.sqrtm)": means + traces - 2 * roots,
         "cov1 * cov2 multiplies number by number: use cov1 @ cov2": means + traces - 2 * product,
-        "the roots are taken before the product: it is the root of cov1 @ cov2": means + traces - 2 * separate,
-        "the distance of the means must be squared": right - means + math.sqrt(means),
-        "a square root too much: the squared distance is wanted": math.sqrt(right),
-        "the mean of the squared differences of the means: take their sum": right - means + means / 4,
+        "the roots are taken before the product: it is the root of cov1 @ cov2": means + traces - 2 * apart,
+        "the distance of the means must be squared": traces - 2 * cross + means**0.5,
+        "a square root too much: the squared distance is wanted": right**0.5,
+        "the mean of the squared differences of the means: take their sum": traces - 2 * cross + means / 4,
     }
     _compare_number(call(mu1, cov1, mu2, cov2), right, mistakes)
     with _about("a distribution's distance to itself"):
@@ -380,7 +365,7 @@ def _check_corners(value: Any, box: tuple, size: tuple) -> None:
     def clipped(middle: Any, half: Any, limit: tuple = size) -> np.ndarray:
         return np.concatenate([np.maximum(middle - half, 0), np.minimum(middle + half, limit)])
 
-    right = clipped(centre, reach)
+    right, whole = clipped(centre, reach), np.concatenate([centre - reach, centre + reach])
     mistakes = {
         "that is the box itself: the crop is 1.5 times as large": clipped(centre, sides / 2),
         "that is a rectangle: both sides get 1.5 times the longer one": clipped(centre, 0.75 * sides),
@@ -389,9 +374,7 @@ def _check_corners(value: Any, box: tuple, size: tuple) -> None:
         "the factor 1.5 is missing": clipped(centre, max(sides) / 2),
         "x, y is the box's corner: the centre is x + w / 2, y + h / 2": clipped(corner, reach),
         "the last two are right and bottom, not width and height": np.array([*right[:2], *(right[2:] - right[:2])]),
-        "it reaches out of the picture: left and top are at least 0, right at most the width, bottom the height": (
-            np.concatenate([centre - reach, centre + reach])
-        ),
+        "it reaches out of the picture: left and top are at least 0, right at most the width, bottom the height": whole,
         "width and height of the picture are swapped": clipped(centre, reach, size[::-1]),
     }
     if np.abs(found - right).max() > 1:  # a pixel more or less is a matter of rounding
@@ -407,9 +390,7 @@ def check_overflow_norm(fn: Callable[[float, float, float], float]) -> str:
         right = (largest / weight) ** (1 / power)
         mistakes = {
             "the weight is missing: it makes the room smaller": largest ** (1 / power),
-            "the weight stands outside the power: divide by it first, then take the root": (
-                largest ** (1 / power) / weight
-            ),
+            "the weight stands outside the power: divide by it first, then root": largest ** (1 / power) / weight,
             "multiplied by the weight: divide by it": (largest * weight) ** (1 / power),
             "the power is missing: take the root of largest / weight": largest / weight,
             "that is the power; its inverse, the root, is asked for: ** (1 / power)": (largest / weight) ** power,
@@ -429,17 +410,15 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
     for half in (2, 3):
         x = torch.arange(2.0 * 2 * half * 2).reshape(2, 2 * half, 1, 2)
         value = _call(fn, x)
-        _check_tensor(value, (2, 2 * half, 1, 2), {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"})
-        right = torch.stack([x[:, :half], x[:, half:]], dim=2).flatten(1, 2)
+        _check_tensor(value, x.shape, {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"})
+        first, second, apart = x[:, :half], x[:, half:], torch.cat([x[:, ::2], x[:, 1::2]], 1)
         mistakes = {
             "nothing has moved: the axes of half and place have to change places before they are flattened": x,
-            "neighbours were put apart; the other way round, the halves belong side by side": (
-                x.unflatten(1, (half, 2)).transpose(1, 2).flatten(1, 2)
-            ),
-            "the halves have changed places, but are not mixed": x.roll(half, 1),
-            "the second half comes first in every pair": torch.stack([x[:, half:], x[:, :half]], dim=2).flatten(1, 2),
+            "neighbours were put apart; the other way round, the halves belong side by side": apart,
+            "the halves have changed places, but are not mixed": torch.cat([second, first], 1),
+            "the second half comes first in every pair": torch.stack([second, first], dim=2).flatten(1, 2),
         }
-        _compare(value, right, {hint: wrong for hint, wrong in mistakes.items() if not torch.equal(wrong, right)})
+        _compare(value, torch.stack([first, second], dim=2).flatten(1, 2), mistakes)
     return "passed: 0 n 1 n+1 2 n+2 ..."
 
 
@@ -449,16 +428,13 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     draw = torch.Generator().manual_seed(0)
     a = 0.3 * torch.randn(2, 3, 4, 5, generator=draw) + 0.2
     b = torch.randn(2, 3, 4, 5, generator=draw) - 0.1
-    value = _call(fn, a, b)
-    value = torch.as_tensor(value)
+    value = torch.as_tensor(_call(fn, a, b))
     _check_tensor(value, (), {(2,): "one number for the whole batch: take the mean over all axes"})
-    energy, other = a.square().mean(), b.square().mean()
+    energy, other, joint = a.square().mean(), b.square().mean(), (a + b).square().mean()
     mistakes = {
         "that is the ratio of the two energies: divide by their sum": energy / other,
         "that is the generator's share: the image's part goes on top": other / (energy + other),
-        "divide by the sum of the energies, not by the energy of the sum: there the branches may cancel": (
-            energy / (a + b).square().mean()
-        ),
+        "divide by the sum of the energies, not by the energy of the sum: there branches may cancel": energy / joint,
         "those are absolute values: energy is the mean of the squares": a.abs().mean() / (a.abs() + b.abs()).mean(),
         "those are norms: leave out the square root": energy.sqrt() / (energy.sqrt() + other.sqrt()),
         "those are variances: the energy counts what all pixels have in common too": a.var() / (a.var() + b.var()),
@@ -474,28 +450,28 @@ def check_mixed(fn: Callable[[Tensor, Tensor, float], Tensor]) -> str:
     draw = torch.Generator().manual_seed(0)
     features, noise = torch.randn(2, 4, 50, generator=draw)
     features = F.layer_norm(features, (50,))
+
+    def normal(x: Tensor, dim: int | tuple[int, int], correction: int = 0) -> Tensor:
+        return (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True, correction=correction)
+
     for scale in (1.0, 3.0, 0.0):
         value = _call(fn, features, noise, scale)
         _check_tensor(value, (4, 50))
         mixed = features + scale * noise
         centred, std = mixed - mixed.mean(1, keepdim=True), mixed.std(1, keepdim=True, correction=0)
-        if torch.allclose(value, centred / mixed.std(1, keepdim=True), rtol=1e-3, atol=1e-4):
+        if torch.allclose(value, normal(mixed, 1, correction=1), rtol=1e-3, atol=1e-4):
             continue  # with N - 1 in the variance: as good
         mistakes = {
             "the sum is not normalised: its variance is about 1 + scale ** 2": mixed,
             "the variance is 1, but the mean is not 0: subtract it": mixed / std,
             "the mean is 0, but the variance is not 1: divide by the standard deviation": centred,
             "divided by the variance: its root, the standard deviation, is asked for": centred / std**2,
-            "normalised over the batch: each row has its own mean and variance": (
-                (mixed - mixed.mean(0)) / mixed.std(0, correction=0)
-            ),
-            "normalised over all rows together: each has its own mean and variance": (
-                (mixed - mixed.mean()) / mixed.std(correction=0)
-            ),
+            "normalised over the batch: each row has its own mean and variance": normal(mixed, 0),
+            "normalised over all rows together: each has its own mean and variance": normal(mixed, (0, 1)),
             "the length is 1: it is the variance that should be": F.normalize(mixed, dim=1),
             "divided by sqrt(1 + scale ** 2): right on average, but not in every row": mixed / (1 + scale**2) ** 0.5,
             "the scale is missing": F.layer_norm(features + noise, (50,)),
             "the scale belongs to the noise, not to the features": F.layer_norm(scale * features + noise, (50,)),
         }
-        _compare(value, centred / std, mistakes)
+        _compare(value, normal(mixed, 1), mistakes)
     return "passed: every row has mean 0 and variance 1, whatever the scale"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,29 +29,7 @@ Pictures = Tensor | np.ndarray  # (N, 3, H, W) in [-1, 1] or (N, H, W, 3) uint8
 
 INK, GREY = "#2b2f36", "#8a9099"
 BLUE, ORANGE, GREEN, PURPLE, RED = "#2f6fb0", "#e08a2c", "#3f9a5f", "#8458a6", "#c8463c"
-STYLE = {
-    "figure.dpi": 100,
-    "figure.facecolor": "white",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#b9bec6",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#eceef1",
-    "grid.linewidth": 0.9,
-    "xtick.color": "#666c75",
-    "ytick.color": "#666c75",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "lines.linewidth": 1.8,
-}
+STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("course.mplstyle"), use_default_template=False)
 ATTRIBUTES = ("body", "wing", "belly", "background")  # of which the evaluation measures accuracies
 
 
@@ -100,7 +79,7 @@ def pipeline(part: str) -> HTML:
 
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}: one of {', '.join(PARTS)}")
-    drawing = resources.files(__package__).joinpath(PARTS[part]).read_text(encoding="utf-8")
+    drawing = Path(__file__).with_name(PARTS[part]).read_text(encoding="utf-8")
     return HTML(drawing.replace('-map"', f'-map show-{part}"', 1))
 
 
@@ -355,9 +334,17 @@ def accuracy_bars(results: Mapping) -> Figure:
         bars = ax.bar(x, shares[key], 0.92 * width, color=colour, label=label, yerr=errors[key].fillna(0), ecolor=INK)
         ax.bar_label(bars, ["" if np.isnan(share) else f"{share:.0%}" for share in shares[key]], fontsize=9, padding=2)
     chance = pd.Series(results.get("chance") or {}, dtype=float).reindex(names).to_numpy()
-    x = np.flatnonzero(~np.isnan(chance))
-    if len(x):
-        ax.hlines(chance[x], x - 0.45, x + 0.45, color=INK, linestyle=(0, (3, 2)), linewidth=1.5, label="chance")
+    marked = np.flatnonzero(~np.isnan(chance))
+    if len(marked):
+        ax.hlines(
+            chance[marked],
+            marked - 0.45,
+            marked + 0.45,
+            color=INK,
+            linestyle=(0, (3, 2)),
+            linewidth=1.5,
+            label="chance",
+        )
     ax.set(title="What the caption names and the judge sees", ylim=(0, 1.1))
     ax.set_xticks(range(len(names)), names, color=INK, fontsize=11)
     ax.set_yticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
@@ -391,11 +378,9 @@ def draw_comparison(found: Compared) -> Figure:
     for index, (ax, key) in enumerate(zip(axes.flat, titles, strict=False)):
         for place, label in enumerate(models):
             style = {"color": BLUE} if label in found.measured else {"color": GREY, "markerfacecolor": "white"}
-            value, error = table.loc[label, key], found.errors.loc[label, key]
-            if not pd.isna(value):
-                ax.errorbar(value, place, xerr=None if pd.isna(error) else error, fmt="o", capsize=3, **style)
-        if found.real in table.index and not pd.isna(table.loc[found.real, key]):
-            ax.axvline(table.loc[found.real, key], color=ORANGE, linestyle="--", linewidth=1.3)
+            ax.errorbar(table.at[label, key], place, xerr=found.errors.at[label, key], fmt="o", capsize=3, **style)
+        if found.real in table.index:
+            ax.axvline(table.at[found.real, key], color=ORANGE, linestyle="--", linewidth=1.3)
         ax.set_yticks(range(len(models)), names if index % columns == 0 else [""] * len(models))
         ax.set_ylim(len(models) - 0.5, -0.5)
         ax.set_title(titles[key], fontsize=10)

@@ -1,25 +1,24 @@
 """Runs the notebooks of the course: ``python -m galiplib.course demo | run [NN ...] | list``.
 
-Executed notebooks go to ``<out>/<profile>/notebooks/``,
-times and peak memory to ``<out>/<profile>/course.json``.
+Executed notebooks go to ``<out>/<profile>/notebooks/``, times and peak memory to ``<out>/<profile>/course.json``.
 """
 
 import argparse
 import difflib
 import json
+import multiprocessing
 import os
 import re
+import resource
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 import yaml
 
 try:
@@ -30,13 +29,11 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"the course runner needs {error.name}: pip install 'galiplib[notebooks]'") from error
 
-from ..config import folder_of
-
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 DEMO = ["01", "05", "06", "07"]
 RUNNER_PARAMETERS = ("profile", "out")  # every notebook has these; set with --profile and --out
 KERNEL = "python3"  # the name in the notebooks' metadata
-SAMPLE_SECONDS = 0.25
+MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes in the unit of getrusage
 
 
 class CourseError(Exception):
@@ -68,32 +65,6 @@ class Notebook:
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         heading = re.search(r"^# +(.+)", text, re.M)
         return cls(path, heading[1] if heading else path.stem, parameters)
-
-
-class PeakMemory:
-    """Context manager; `mb`: the highest resident memory of all child processes together, sampled."""
-
-    def __enter__(self) -> Self:
-        self.mb = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        runner = psutil.Process()
-        while not self._stop.wait(SAMPLE_SECONDS):
-            total = 0
-            for process in runner.children(recursive=True):
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:  # it ended between the listing and the question
-                    continue
-            self.mb = max(self.mb, total / 1e6)
 
 
 def find_notebooks(folder: Path) -> dict[str, Notebook]:
@@ -164,20 +135,22 @@ def write_record(path: Path, profile: str, entries: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-@contextmanager
-def own_kernel() -> Iterator[None]:
-    """Makes `KERNEL` mean this interpreter, whatever kernels are registered on the machine."""
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory() as folder:
+def execute(path: Path, executed: Path, parameters: dict[str, Any]) -> float:
+    """Runs a notebook into `executed` -> the largest process's memory in MB. Raises NotebookFailed.
+
+    To be called once a process: what it waited for before would count, and `JUPYTER_PATH` is changed.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # `KERNEL` means this interpreter, whatever kernels are registered
         quiet = ["--log-level=ERROR"]  # the kernel warns at each start that its local TCP is not encrypted
         write_kernel_spec(Path(folder) / "kernels" / KERNEL, extra_arguments=quiet)
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))  # the first one wins
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}  # what the cells print, as they print it
+        bar = sys.stderr.isatty()
         try:
-            yield
-        finally:
-            del os.environ["JUPYTER_PATH"]
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
+            papermill.execute_notebook(path, executed, parameters, kernel_name=KERNEL, progress_bar=bar, **streams)
+        except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died
+            raise NotebookFailed(describe_failure(executed, error)) from None
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS / 1e6
 
 
 def describe_failure(executed: Path, error: Exception) -> str:
@@ -189,53 +162,34 @@ def describe_failure(executed: Path, error: Exception) -> str:
         cell = started[-1]
         lines[0] += f" in cell [{cell.execution_count or len(started)}]:"
         lines += [f"    {line}" for line in cell.source.splitlines()[:4]]
-    raised = isinstance(error, PapermillExecutionError)
-    lines.append(f"{error.ename}: {error.evalue}" if raised else f"{type(error).__name__}: {error}")
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, PapermillExecutionError):
+        name, text = error.ename, error.evalue
+    lines.append(f"{name}: {text}")
     return "\n".join([*lines, f"executed notebook: {executed}"])
 
 
-def run_notebook(notebook: Notebook, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Runs one notebook into `executed`; returns its entry for course.json. Raises NotebookFailed."""
-    start = time.perf_counter()
-    with PeakMemory() as memory:
-        try:
-            papermill.execute_notebook(
-                notebook.path,
-                executed,
-                parameters,
-                kernel_name=KERNEL,
-                progress_bar=sys.stderr.isatty(),
-                stdout_file=sys.stdout,  # streams what the cells print, as they print it
-                stderr_file=sys.stderr,
-            )
-        except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died
-            raise NotebookFailed(describe_failure(executed, error)) from error
-    seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "peak_mb": round(memory.mb, 1), "parameters": parameters}
+def run_course(selected: list[Notebook], folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Runs the notebooks in order; results go to `folder`, each notebook gets those parameters that it has.
 
-
-def run_course(selected: list[Notebook], profile: str, out: Path, values: dict[str, Any]) -> None:
-    """Runs the notebooks in order. Raises CourseError before the first, NotebookFailed when one fails."""
-    check_values(selected, values)
-    folder = out / folder_of(profile)
+    Raises CourseError before the first, NotebookFailed when one fails.
+    """
     prepare_folder(folder / "notebooks")
     record = folder / "course.json"
-    entries = read_record(record)
-    total = 0.0
-    with own_kernel():
-        for notebook in selected:
-            stem = notebook.path.stem
-            print(f"{stem}: started", flush=True)
-            entries.pop(stem, None)  # its executed notebook is about to be overwritten
-            write_record(record, profile, entries)
-            parameters = {"profile": profile, "out": str(out)}
-            parameters |= {name: value for name, value in values.items() if name in notebook.parameters}
-            entry = run_notebook(notebook, folder / "notebooks" / notebook.path.name, parameters)
-            entries[stem] = entry
-            write_record(record, profile, entries)
-            total += entry["seconds"]
-            memory = f"peak {entry['peak_mb']:.0f} MB"
-            print(f"{stem}: {entry['seconds']:.1f} s, {memory}, total so far {total:.1f} s", flush=True)
+    entries, total = read_record(record), 0.0
+    for notebook in selected:
+        stem, start = notebook.path.stem, time.perf_counter()
+        print(f"{stem}: started", flush=True)
+        entries.pop(stem, None)  # its executed notebook is about to be overwritten
+        write_record(record, parameters["profile"], entries)
+        own = {name: value for name, value in parameters.items() if name in notebook.parameters}
+        executed = folder / "notebooks" / notebook.path.name
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:  # one a notebook: see execute
+            peak = process.submit(execute, notebook.path, executed, own).result()
+        entries[stem] = {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round(peak, 1), "parameters": own}
+        write_record(record, parameters["profile"], entries)
+        total += entries[stem]["seconds"]
+        print(f"{stem}: {entries[stem]['seconds']:.1f} s, peak {peak:.0f} MB, total so far {total:.1f} s", flush=True)
 
 
 def print_list(notebooks: dict[str, Notebook]) -> None:
@@ -247,24 +201,18 @@ def print_list(notebooks: dict[str, Notebook]) -> None:
             print(f"      {name:<20} = {parameter['default']}{comment}")
 
 
-def flat_numbers(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, formatted number) of every number in nested dictionaries; lists are left out."""
-    if isinstance(tree, dict):
-        for key, branch in tree.items():
-            yield from flat_numbers(branch, f"{name}.{key}" if name else str(key))
-    elif isinstance(tree, int | float) and not isinstance(tree, bool):
-        yield name, f"{tree:.4g}" if isinstance(tree, float) else str(tree)
-
-
 def print_results(folder: Path) -> None:
-    """Prints where the demo's results are, and their numbers."""
+    """Prints where the demo's results are, and their numbers, by dotted names; lists are left out."""
+    from pandas import json_normalize
+
     for path in (folder / "results.json", folder / "samples.png"):
         print(f"{path.name}: {path if path.exists() else 'not written'}")
     if (folder / "results.json").exists():
-        rows = list(flat_numbers(json.loads((folder / "results.json").read_text())))
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, number in rows:
-            print(f"  {name:<{width}}  {number:>10}")
+        results = json_normalize(json.loads((folder / "results.json").read_text())).to_dict("records")[0]
+        width = max(len(str(name)) for name in results)
+        for name, value in sorted(results.items()):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                print(f"  {name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value:>10}")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -272,9 +220,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     running = argparse.ArgumentParser(add_help=False)
     running.add_argument("--profile", default="mini", help="birds, birds:ratlip, ...; default: %(default)s")
     running.add_argument("--out", type=Path, default=Path("outputs"), help="folder, default: %(default)s")
-    pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    running.add_argument("-p", dest="values", **pair, help="set a parameter (see list); may be repeated")
-    parser = argparse.ArgumentParser("python -m galiplib.course.runner", description="Run the course's notebooks.")
+    running.add_argument("-p", dest="values", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                         help="set a parameter (see list); may be repeated")  # fmt: skip
+    parser = argparse.ArgumentParser("python -m galiplib.course", description="Run the course's notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", parents=[running], help=f"run {', '.join(DEMO)} and show what came out")
     run = commands.add_parser("run", parents=[running], help="run all, or those with the numbers given")
@@ -292,10 +240,12 @@ def main(argv: list[str] | None = None, folder: Path = NOTEBOOKS) -> int:
             print_list(notebooks)
             return 0
         selected = select(notebooks, DEMO if args.command == "demo" else args.numbers)
-        out = args.out.absolute()
-        run_course(selected, args.profile, out, {name: parse_value(text) for name, text in args.values})
+        values = {name: parse_value(text) for name, text in args.values}
+        check_values(selected, values)
+        folder = args.out.absolute() / Path(args.profile).stem.replace(":", "-")  # as a configuration's `folder`
+        run_course(selected, folder, {"profile": args.profile, "out": str(args.out.absolute()), **values})
         if args.command == "demo":
-            print_results(out / folder_of(args.profile))
+            print_results(folder)
     except (CourseError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, CourseError) else 1
