@@ -13,8 +13,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,7 @@ try:
     import nbformat
     import papermill
     from ipykernel.kernelspec import write_kernel_spec
+    from nbformat.sign import NotebookNotary
     from papermill.exceptions import PapermillExecutionError
 except ModuleNotFoundError as error:
     raise ImportError(f"the course runner needs {error.name}: pip install 'galiplib[notebooks]'") from error
@@ -135,21 +137,34 @@ def write_record(path: Path, profile: str, entries: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def execute(path: Path, executed: Path, parameters: dict[str, Any]) -> float:
-    """Runs a notebook into `executed` -> the largest process's memory in MB. Raises NotebookFailed.
-
-    To be called once a process: what it waited for before would count, and `JUPYTER_PATH` is changed.
-    """
-    with tempfile.TemporaryDirectory() as folder:  # `KERNEL` means this interpreter, whatever kernels are registered
+@contextmanager
+def own_kernel() -> Iterator[None]:
+    """Makes `KERNEL` mean this interpreter, whatever kernels are registered on the machine."""
+    before = os.environ.get("JUPYTER_PATH")
+    with tempfile.TemporaryDirectory() as folder:
         quiet = ["--log-level=ERROR"]  # the kernel warns at each start that its local TCP is not encrypted
         write_kernel_spec(Path(folder) / "kernels" / KERNEL, extra_arguments=quiet)
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}  # what the cells print, as they print it
-        bar = sys.stderr.isatty()
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))  # the first one wins
         try:
-            papermill.execute_notebook(path, executed, parameters, kernel_name=KERNEL, progress_bar=bar, **streams)
-        except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died
-            raise NotebookFailed(describe_failure(executed, error)) from None
+            yield
+        finally:
+            del os.environ["JUPYTER_PATH"]
+            if before is not None:
+                os.environ["JUPYTER_PATH"] = before
+
+
+def execute(path: Path, executed: Path, parameters: dict[str, Any]) -> float:
+    """Runs a notebook into `executed` -> MB of its largest process. Raises NotebookFailed.
+
+    To be called in a process of its own: the memory is that of all children it ever waited for.
+    """
+    streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr}  # what the cells print, as they print it
+    bar = sys.stderr.isatty()
+    try:
+        papermill.execute_notebook(path, executed, parameters, kernel_name=KERNEL, progress_bar=bar, **streams)
+    except (PapermillExecutionError, RuntimeError) as error:  # RuntimeError: the kernel died
+        raise NotebookFailed(describe_failure(executed, error)) from None
+    NotebookNotary().sign(nbformat.read(executed, as_version=4))  # or JupyterLab would strip the drawings
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS / 1e6
 
 
@@ -184,7 +199,7 @@ def run_course(selected: list[Notebook], folder: Path, parameters: Mapping[str, 
         write_record(record, parameters["profile"], entries)
         own = {name: value for name, value in parameters.items() if name in notebook.parameters}
         executed = folder / "notebooks" / notebook.path.name
-        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:  # one a notebook: see execute
+        with own_kernel(), ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
             peak = process.submit(execute, notebook.path, executed, own).result()
         entries[stem] = {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round(peak, 1), "parameters": own}
         write_record(record, parameters["profile"], entries)
