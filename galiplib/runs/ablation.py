@@ -6,30 +6,25 @@ What is finished lies on disk, so that an experiment that was stopped, or is ask
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from ..build import (
-    cache_name,
-    held_out_data,
-    make_bridge,
-    make_data,
-    pick_device,
-    with_own_clip,
-)
-from ..checkpoints.store import KIND
+from ..build import cache_name, held_out_data, make_bridge, make_data, pick_device, with_own_clip
 from ..clip.bridge import ClipBridge
 from ..clip.training import learn_clip
-from ..config import ClipConfig, Config, DataConfig, load_config
+from ..config import ClipConfig, Config, DataConfig, load_config, recorded_config
 from ..data.batches import Source, TrainingData
 from ..evaluation import measure_generator
-from ..files import save_weights, write_json
-from ..training import Networks, Optimizers, train
+from ..files import write_json
+from .run import Run
 
 Variants = Mapping[str, Mapping[str, Any]]  # name -> overrides of the profile
 
@@ -63,15 +58,14 @@ def ab(
         for (name, seed), config in runs.items():
             bar.set_postfix_str(f"{name}, seed {seed}")
             path = Path(folder) / f"{name.replace(' ', '_')}_seed{seed}.json"
-            made = {"config": json.loads(config.model_dump_json()), "images": images}
-            found = json.loads(path.read_text()) if path.is_file() else {}
-            if {key: found.get(key) for key in made} == made:
+            generator, found = path.with_suffix(".safetensors"), json.loads(path.read_text()) if path.is_file() else {}
+            if found.get("images") == images and recorded_config(found["config"]) == config:
                 bar.update(steps)
             else:
-                found = {**made, "row": _run(config, path.with_suffix(".safetensors"), images, bar)}
+                found = {"config": config.model_dump(mode="json"), "images": images}
+                found["row"] = _run(config, generator, images, bar)
                 write_json(path, found)
-            file = str(path.with_suffix(".safetensors"))
-            rows.append({"variant": name, "seed": seed, "steps": steps, **found["row"], "generator": file})
+            rows.append({"variant": name, "seed": seed, "steps": steps, **found["row"], "generator": str(generator)})
     return pd.DataFrame(rows)
 
 
@@ -82,15 +76,14 @@ def configure(changes: Mapping[str, Any], seed: int, steps: int, profile: str = 
 
 def step_seconds(variants: Variants, rounds: int, folder: str | Path, profile: str = "mini") -> pd.DataFrame:
     """Seconds of training steps, (rounds, variants): in turns, so that what slows the machine slows all alike."""
-    loops = {}
-    for name, changes in variants.items():
-        config = configure(changes, 0, rounds + 2, profile)
-        bridge, data, _ = prepare(config, folder)
-        networks = Networks(bridge, config)
-        loops[name] = train(networks, bridge, Optimizers(networks, config.train), data, config.train)
-    for loop in loops.values():
-        next(loop), next(loop)  # the first steps set things up
-    return pd.DataFrame([{name: next(loop).seconds for name, loop in loops.items()} for _ in range(rounds)])
+    with TemporaryDirectory() as scratch, ExitStack() as stack:
+        loops = {}
+        for name, changes in variants.items():
+            run = _open(configure(changes, 0, rounds + 3, profile), Path(scratch) / name, Path(folder))
+            loops[name] = stack.enter_context(closing(run.train()))
+        for loop in loops.values():
+            next(loop), next(loop)  # the first steps set things up
+        return pd.DataFrame([{name: next(loop).seconds for name, loop in loops.items()} for _ in range(rounds)])
 
 
 def spread(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -118,20 +111,36 @@ def _prepare(data: DataConfig, clip: ClipConfig, folder: Path) -> tuple[ClipBrid
     return bridge, TrainingData(bridge, train_split, cache_name(config)), splits
 
 
+def _open(config: Config, run_folder: Path, folder: Path) -> Run:
+    """A run with the data, and a CLIP of its own, that the others in `folder` have too."""
+    _, data, splits = prepare(config, folder)
+    if config.clip.name == "own":
+        run_folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "clip.safetensors", run_folder)
+    run = Run(run_folder, config, progress=False)
+    run.data, run.held_out = data, splits
+    return run
+
+
 def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
-    bridge, data, splits = prepare(config, file.parent)
-    networks = Networks(bridge, config)
-    for _ in train(networks, bridge, Optimizers(networks, config.train), data, config.train):
+    """Train, measure, write the generator -> the row. What was stopped goes on from the folder beside the file."""
+    folder = file.with_suffix("")
+    recorded = folder / "config.json"
+    if recorded.is_file() and recorded_config(json.loads(recorded.read_text())) != config:
+        shutil.rmtree(folder)
+    run = _open(config, folder, file.parent)
+    bar.update(run.step)
+    for _ in run.train():
         bar.update()
     settings = config.model_copy(update={"eval": config.eval.model_copy(update={"images": images})})
-    results = measure_generator(networks.ema, bridge, settings, splits, progress=False).values
-    record = {"config": config.model_dump(), "steps": config.train.max_steps}
-    save_weights(file, KIND, networks.ema.state_dict(), record)
-    row = {}
+    row: dict[str, Any] = {}
+    results = measure_generator(run.networks.ema, run.bridge, settings, run.held_out, progress=False).values
     for name, value in results.items():
         row |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     if "caption_accuracy" in results:
         for name, key in (("accuracy", "caption_accuracy"), ("accuracy_held_out", "caption_accuracy_held_out")):
             row[name] = sum(results[key].values()) / len(results[key])
-    row["parameters"] = sum(parameter.numel() for parameter in networks.generator.parameters())
+    row["parameters"] = sum(parameter.numel() for parameter in run.networks.generator.parameters())
+    run.export(file)
+    shutil.rmtree(folder)
     return row

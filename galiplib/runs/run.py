@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -205,7 +205,7 @@ class Run:
 
     # ------------------------------------------------------------ training
 
-    def train(self) -> Iterator[StepReport]:
+    def train(self) -> Generator[StepReport]:
         """Train to the end, yielding every step's report; logs, samples, evaluations and checkpoints on the way.
 
         Ctrl-C, the notebook's stop button and SIGTERM end it after the current step, with a checkpoint; so does
@@ -227,7 +227,7 @@ class Run:
         _IN_TRAINING[key] = reports = self._train()
         return reports
 
-    def _train(self) -> Iterator[StepReport]:
+    def _train(self) -> Generator[StepReport]:
         settings, workers = self.config.train, self.workers
         with ExitStack() as stack:
             stack.enter_context(lost_is_said(workers))

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from galiplib import training
 from galiplib.checkpoints.loading import load_generator
 from galiplib.config import ConfigError
-from galiplib.runs import ablation as experiments
+from galiplib.runs import ablation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from 10 and 10 samples")
 SMALL = {
@@ -18,7 +19,7 @@ VARIANTS = {"affine": SMALL, "as meant": SMALL | {"model.conditioning": "recurre
 
 
 def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path, monkeypatch):
-    rows = experiments.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
+    rows = ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
     assert list(zip(rows.variant, rows.seed, strict=True)) == [(v, s) for s in (0, 1) for v in VARIANTS]
     named = [f"caption_accuracy.{name}" for name in ("body", "wing", "belly", "background")]
     assert rows.accuracy.tolist() == pytest.approx(rows[named].mean(axis=1).tolist())
@@ -30,45 +31,45 @@ def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path,
         assert generator(torch.randn(2, 100), torch.randn(2, 128)).shape == (2, 3, 56, 56)
 
     trained = []
-    monkeypatch.setattr(experiments, "_run", lambda config, *_: trained.append(config) or {"accuracy": 0.5})
-    again = experiments.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
+    monkeypatch.setattr(ablation, "_run", lambda config, *_: trained.append(config) or {"accuracy": 0.5})
+    again = ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
     assert not trained and again.equals(rows)
     (tmp_path / "affine_seed1.json").unlink()  # as if stopped before it
-    experiments.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
+    ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
     assert [(config.train.seed, config.model.conditioning) for config in trained] == [(1, "affine")]
-    experiments.ab(VARIANTS, [0], 3, tmp_path, images=40, progress=False)  # another budget is another run
+    ablation.ab(VARIANTS, [0], 3, tmp_path, images=40, progress=False)  # another budget is another run
     assert len(trained) == 3 and trained[-1].train.max_steps == 3
     assert json.loads((tmp_path / "affine_seed0.json").read_text())["row"] == {"accuracy": 0.5}
 
 
 def test_same_seed_same_data_and_noise_for_all_variants(tmp_path, monkeypatch):
     seen = []
-    step = experiments.train.__globals__["train_step"]
+    step = training.train_step
 
     def watched(*args, **more):
         seen.append(args[5:8])  # images, sentence, noise
         return step(*args, **more)
 
-    monkeypatch.setitem(experiments.train.__globals__, "train_step", watched)
-    experiments.ab(VARIANTS, [3], 2, tmp_path, images=40, progress=False)
+    monkeypatch.setattr(training, "train_step", watched)
+    ablation.ab(VARIANTS, [3], 2, tmp_path, images=40, progress=False)
     for one, other in zip(seen[:2], seen[2:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not torch.equal(seen[0][2], seen[1][2])
 
 
 def test_spread_over_the_seeds():
-    table = experiments.pd.DataFrame({"variant": ["b", "a", "b", "a"], "accuracy": [0.1, 0.5, 0.3, 0.5]})
-    spread = experiments.spread(table, ["accuracy"])
+    table = ablation.pd.DataFrame({"variant": ["b", "a", "b", "a"], "accuracy": [0.1, 0.5, 0.3, 0.5]})
+    spread = ablation.spread(table, ["accuracy"])
     assert list(spread.index) == ["b", "a"]
     assert spread.loc["b"].tolist() == pytest.approx([0.2, 0.02**0.5]) and spread.loc["a"].tolist() == [0.5, 0.0]
 
 
 def test_step_seconds_of_every_variant_in_turns(tmp_path):
-    seconds = experiments.step_seconds(VARIANTS, 2, tmp_path)
+    seconds = ablation.step_seconds(VARIANTS, 2, tmp_path)
     assert seconds.shape == (2, 2) and list(seconds) == list(VARIANTS) and (seconds > 0).all(axis=None)
 
 
 def test_unknown_setting_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="did you mean model.conditioning"):
-        experiments.ab({"affine": SMALL, "other": {"model.conditionning": "affine"}}, [0], 2, tmp_path)
+        ablation.ab({"affine": SMALL, "other": {"model.conditionning": "affine"}}, [0], 2, tmp_path)
     assert not list(tmp_path.iterdir())
