@@ -10,11 +10,13 @@ a GPU is assumed from its data sheet, for none was at hand.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import statistics
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,29 +261,32 @@ def measure_loading(birds: str, pictures: int = 600) -> dict[str, float]:
 
     from galiplib.data.batches import BatchReader
     from galiplib.data.datasets import open_dataset
-    from galiplib.data.disk_rows import Table
-    from galiplib.data.index import scan
+    from galiplib.data.embeddings import Table
+    from galiplib.data.index import passing_index
+    from galiplib.data.pictures import Photos
     from galiplib.data.shard_writing import ResizedPhotos, write_shards
-    from galiplib.data.shards import open_shards
+    from galiplib.data.shards import open_shards, scan
 
     class WholePhotos(ResizedPhotos):
-        """Not cut to the bird: CC12M has no boxes. One caption each."""
+        """The first ones."""
 
         def __len__(self) -> int:
             return min(pictures, len(self.photos))
 
     photos = open_dataset("birds", birds, "train", 256)
-    photos.items = [type(item)(item.key, item.image, item.captions[:1]) for item in photos.items]
+    # not cut to the bird, one caption each: CC12M has no boxes
+    items = (dataclasses.replace(item, captions=item.captions[:1], box=None) for item in photos.items)
+    photos = Photos("birds", "train", photos.folder, 256, passing_index(items))
     with tempfile.TemporaryDirectory() as folder:
         write_shards(WholePhotos(photos), Path(folder) / "train", {}, 200)
         shards = open_shards(folder)
-        files = shards.index.shards
+        files = [shards.folder / name for name in shards.index.shards]
         started = time.process_time()
         for path in files:
-            scan(path)
+            list(scan(path, Counter()))
         index = (time.process_time() - started) / len(shards)
         np.zeros((100_000, CLIP_EMBED), np.float32).tofile(Path(folder) / "sentences.f32")
-        sentences = Table(Path(folder) / "sentences.f32", np.float32, CLIP_EMBED, 100_000)
+        sentences = Table(Path(folder) / "sentences.f32", CLIP_EMBED, 100_000)
         reader, times = BatchReader(shards, shards, sentences, 32, 0, slice(0, 32)), []
         for step in range(1, 16):
             started = time.process_time()
@@ -292,7 +297,7 @@ def measure_loading(birds: str, pictures: int = 600) -> dict[str, float]:
         for _ in range(5):
             sentences[shards.draw(rows, random)]
         sentence = (time.process_time() - started) / 5 / len(rows)
-        stored = shards.index.samples[range(len(shards))][:, 2].mean()
+        stored = statistics.mean(item.span[1] for item in shards.items)
         return {
             "picture_bytes": float(stored), "shard_bytes": sum(path.stat().st_size for path in files) / len(shards),
             "load_seconds": statistics.median(times), "index_seconds": index, "sentence_seconds": sentence,

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from .clip.bridge import CLIP, ClipBridge
 from .clip.files import load_clip
 from .config import Config, ConfigError
+from .data import SPLITS
 from .data.batches import Source
-from .data.data_files import SPLITS
 from .data.datasets import Dataset, dataset
 from .data.shard_writing import PER_SHARD, write_shards
 from .data.shards import Shards, open_shards

@@ -15,7 +15,7 @@ from test_processes import TINY
 from galiplib import load_config
 from galiplib.build import make_shards
 from galiplib.config import ConfigError
-from galiplib.data.data_files import DataError
+from galiplib.data import DataError
 from galiplib.distributed import ProcessLost
 from galiplib.runs.log import read_lines
 from galiplib.runs.run import Run

@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from galiplib.clip.bridge import bpe_tokenizer
-from galiplib.data import data_files, datasets, minibirds
-from galiplib.data import decoding as data_pictures
-from galiplib.data import layouts as data_layouts
-from galiplib.data import pictures as data_photos
+from galiplib.data import datasets, decoding, layouts, minibirds, pictures
 from galiplib.data.datasets import DataError, describe, open_dataset
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -93,7 +90,7 @@ def test_box_is_cropped_as_in_the_literature(tmp_path, opened):
     # centre (120, 70), half a side int(0.75 * 41) = 30
     with Image.open(opened("birds", tmp_path).items[0].image) as whole:
         assert np.array_equal(np.asarray(picture), np.asarray(whole.convert("RGB"))[40:100, 90:150])
-    clipped = data_pictures.square_around((0, 0, 20, 30), (100, 100), Path("a.jpg"))
+    clipped = decoding.square_around((0, 0, 20, 30), (100, 100), Path("a.jpg"))
     assert clipped == (0, 0, 32, 37)
 
 
@@ -178,7 +175,7 @@ def test_unknown_names():
 def test_python_2_list(tmp_path):
     path = tmp_path / "filenames.pickle"
     path.write_bytes(b"(lp0\nS'a/b'\np1\naS'caf\\xe9'\np2\naS'caf\\xc3\\xa9 '\np3\na.")
-    assert data_files.read_keys(path) == ["a/b", "café", "café"]
+    assert layouts.read_keys(path) == ["a/b", "café", "café"]
 
 
 def test_malicious_list_is_refused_and_not_run(faces, tmp_path):
@@ -231,7 +228,7 @@ def test_made_split_is_the_same_and_disjoint(tmp_path):
     trained, tested = ({item.key for item in photos.items} for photos in (train, test))
     assert not trained & tested and trained | tested == set(names)
     assert len(tested) == 4
-    assert tested == data_layouts.held_out(names[::-1], 10)
+    assert tested == layouts.held_out(names[::-1], 10)
 
 
 def test_made_split_of_birds_holds_out_classes(tmp_path):
@@ -255,7 +252,7 @@ def test_a_single_list_leaves_the_rest_for_the_other_split(faces):
 
 
 def test_held_out_is_at_least_one_and_never_all():
-    assert [len(data_layouts.held_out(map(str, range(n)), 10)) for n in (0, 1, 2, 19, 20, 100)] == [0, 0, 1, 1, 2, 10]
+    assert [len(layouts.held_out(map(str, range(n)), 10)) for n in (0, 1, 2, 19, 20, 100)] == [0, 0, 1, 1, 2, 10]
 
 
 # ---------------------------------------------------------------- rows that can't be used
@@ -372,7 +369,7 @@ def test_long_captions_are_counted_as_the_tokenizer_counts():
 def decoded(tmp_path):
     def run(image, name="a.png", upright=True, **options):
         image.save(tmp_path / name, **options)
-        picture = data_pictures.read_image(tmp_path / name, upright)
+        picture = decoding.read_image(tmp_path / name, upright)
         assert picture.mode == "RGB"
         return np.asarray(picture)
 
@@ -439,7 +436,7 @@ def test_bomb_behind_an_honest_name_is_not_decoded(tmp_path):
     blob = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", 0)
     (tmp_path / "a.jpg").write_bytes(blob)
     with pytest.raises(DataError, match="a.jpg"):
-        data_pictures.read_image(tmp_path / "a.jpg")
+        decoding.read_image(tmp_path / "a.jpg")
 
 
 # ---------------------------------------------------------------- batches
@@ -487,7 +484,7 @@ def test_random_crops_follow_from_the_generator(faces, opened):
 
 def test_threads_change_nothing(faces, opened, monkeypatch):
     one = opened("faces", faces, image_size=16).pixels(range(6), np.random.default_rng(0))[0]
-    monkeypatch.setattr(data_photos, "_cpus", lambda: 4)
+    monkeypatch.setattr(pictures, "_cpus", lambda: 4)
     assert np.array_equal(one, opened("faces", faces, image_size=16).pixels(range(6), np.random.default_rng(0))[0])
 
 
@@ -495,7 +492,7 @@ def test_large_splits_are_not_kept(faces, opened, monkeypatch):
     photos = opened("faces", faces, image_size=16)
     photos.pixels([0])
     assert photos._kept.keys() == {0}
-    monkeypatch.setattr(data_photos, "KEEP_BYTES", 6 * 3 * 19 * 28)
+    monkeypatch.setattr(pictures, "KEEP_BYTES", 6 * 3 * 19 * 28)
     photos = opened("faces", faces, image_size=16)
     photos.pixels([0])
     assert not photos._kept
@@ -503,7 +500,7 @@ def test_large_splits_are_not_kept(faces, opened, monkeypatch):
 
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_undecodable_picture_is_replaced_once_reported(faces, opened, monkeypatch, cpus):
-    monkeypatch.setattr(data_photos, "_cpus", lambda: cpus)
+    monkeypatch.setattr(pictures, "_cpus", lambda: cpus)
     good = opened("faces", faces, image_size=16).pixels([0, 2, 4, 0], np.random.default_rng(3))[0]
     for name in ("face2", "face5"):
         truncate(faces / "images" / f"{name}.jpg")
@@ -643,7 +640,7 @@ def test_folder_of_img2dataset(tmp_path, opened):
         (tmp_path / f"{shard}_stats.json").write_text("{}")
     train, test = opened("folder", tmp_path), opened("folder", tmp_path, "test")
     assert (len(train), len(test)) == (9, 1)
-    assert {item.image for item in train.items + test.items} == {stem.with_suffix(".jpg") for stem in stems}
+    assert {item.image for item in [*train.items, *test.items]} == {stem.with_suffix(".jpg") for stem in stems}
     assert all(item.captions == (f"caption of {item.image.stem}",) for item in train.items)
 
 

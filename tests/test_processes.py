@@ -12,7 +12,7 @@ from galiplib import load_config, load_generator, sample
 from galiplib.augmentation import draw
 from galiplib.build import make_bridge
 from galiplib.config import ConfigError
-from galiplib.data.data_files import BadRow, DataError
+from galiplib.data import BadRow, DataError
 from galiplib.distributed import Workers, check_batch, same_failure
 from galiplib.runs.run import Run
 from galiplib.training import Batch, Networks, Optimizers, train_step

@@ -21,9 +21,8 @@ import webdataset
 
 from galiplib.build import make_bridge, make_data, make_shards
 from galiplib.config import load_config
-from galiplib.data import minibirds, shard_writing
+from galiplib.data import DataError, minibirds, shard_writing
 from galiplib.data.batches import TrainingData
-from galiplib.data.data_files import DataError
 from galiplib.data.datasets import open_dataset
 from galiplib.data.embeddings import sentence_embeddings
 from galiplib.data.shard_writing import DrawnBirds, ResizedPhotos, check_shards, encoded, write_shards
@@ -366,7 +365,7 @@ def test_shards_that_come_or_go_after_the_index_are_named(tmp_path):
     write_like_img2dataset(tmp_path, 2, 12, stats=False)
     opened(tmp_path, size=8)
     shutil.copy(tmp_path / "00001.tar", tmp_path / "00002.tar")
-    with pytest.raises(DataError, match=r"00002.tar is not in .*index.json \(1 shards are new\): delete"):
+    with pytest.raises(DataError, match=r"00002.tar is not in .*index.sqlite \(1 shards are new\): delete"):
         opened(tmp_path, size=8)
     (tmp_path / "00002.tar").unlink()
     (tmp_path / "00000.tar").rename(tmp_path / "elsewhere")
@@ -378,7 +377,7 @@ def test_shards_that_come_or_go_after_the_index_are_named(tmp_path):
 def test_an_index_can_lie_elsewhere_and_says_so_if_it_must(tmp_path, monkeypatch):
     write_like_img2dataset(tmp_path / "cc", 1, 12)
     shards = opened(tmp_path / "cc", size=8, index=tmp_path / "place")
-    assert (tmp_path / "place" / "index.json").is_file() and not (tmp_path / "cc" / "index").exists()
+    assert (tmp_path / "place" / "index.sqlite").is_file() and not (tmp_path / "cc" / "index").exists()
     assert shards.captions[0] == ["picture number 0"]
     (tmp_path / "cc" / "index").write_text("in the way")
     with pytest.raises(OSError, match=r"can't write .*index .*data.index can name another folder"):
@@ -395,7 +394,7 @@ def test_a_cut_shard_is_named_when_it_is_indexed(tmp_path, keep):
     path.write_bytes(path.read_bytes().rstrip(b"\0")[:keep] if keep < 0 else path.read_bytes()[:keep])
     with pytest.raises(DataError, match="00001.tar is cut"):
         opened(tmp_path, size=8)
-    assert not (tmp_path / "index" / "index.json").exists()
+    assert not (tmp_path / "index" / "index.sqlite").exists()
 
 
 def test_zeros_in_the_middle_of_a_shard_do_not_end_it_silently(tmp_path):
@@ -461,11 +460,12 @@ def test_a_broken_picture_is_replaced_by_the_next(tmp_path):
 
 def test_a_damaged_index_says_what_to_delete(copy):
     index = copy / "train" / "index"
-    (index / "samples.i64").write_bytes(b"12")
-    with pytest.raises(DataError, match=f"samples.i64 has 2 bytes, not 2,400: delete {index}"):
+    path = index / "index.sqlite"
+    path.write_bytes(path.read_bytes()[:-4096])
+    with pytest.raises(DataError, match=f"index.sqlite is damaged .*malformed.*: delete {index}"):
         opened(copy)
-    (index / "index.json").write_text("{")
-    with pytest.raises(DataError, match=f"index.json is damaged .*delete {index}"):
+    path.write_text("{")
+    with pytest.raises(DataError, match=f"index.sqlite is damaged .*delete {index}"):
         opened(copy)
 
 

@@ -14,23 +14,45 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..clip.bridge import ClipBridge
 from ..images import to_images
-from .data_files import DataError
-from .disk_rows import Table
-from .embeddings import DEFAULT_FOLDER, digest_of, sentence_embeddings, unique_captions
-from .shards import Shards, shuffled_rows
+from . import DataError
+from .embeddings import (
+    DEFAULT_FOLDER,
+    Progress,
+    Table,
+    TextEncoder,
+    digest_of,
+    sentence_embeddings,
+    unique_captions,
+)  # fmt: skip
 
 DRAWS = 3  # random numbers that a picture takes: where it is cropped, across and down, and whether it is flipped
 
 
-class Source(Protocol):
-    """A split of a data set: `minibirds.MiniBirds`, photographs (`data_photos.Photos`) or `shards.Shards`."""
+class Captions(Protocol):
+    """The captions of a split as embeddings know them, each at a place of its own."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of all captions."""
+
+    def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A random caption of each row -> their places (B,)."""
+
+
+class Source:
+    """A split of a data set: `minibirds.MiniBirds`, or photographs (`pictures.Photos`), also in shards.
+
+    Attributes:
+        captions: those of every row.
+        labels: what the pictures show, of mini birds; None where the truth is not known.
+    """
 
     captions: Sequence[list[str]]
-    labels: np.ndarray | None  # what the pictures show, of mini birds; None where the truth is not known
+    labels: np.ndarray | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def pixels(
         self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
@@ -39,6 +61,23 @@ class Source(Protocol):
 
         `random` draws crops and flips, `DRAWS` numbers a picture in their order, or nothing.
         """
+        raise NotImplementedError
+
+    def rows(self, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+        """The rows at places `start` up to `stop` of an epoch, each of which is a new permutation."""
+        return _permutation(len(self), seed, epoch)[start:stop]
+
+    def embedded(
+        self, bridge: TextEncoder, name: str | None, folder: str | Path, progress: Progress
+    ) -> tuple[Captions, np.ndarray | Table]:
+        """The captions, and their embeddings (U, E) by place; arguments as `TrainingData`."""
+        index = CaptionIndex(self.captions)
+        return index, sentence_embeddings(bridge, index.texts, name, folder, progress)
+
+
+@lru_cache(2)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class CaptionIndex:
@@ -49,11 +88,16 @@ class CaptionIndex:
         choices: for each picture, its captions' places in `texts`.
     """
 
-    def __init__(self, captions: list[list[str]]) -> None:
+    def __init__(self, captions: Sequence[list[str]]) -> None:
         self.texts = unique_captions(captions)
         position = {text: index for index, text in enumerate(self.texts)}
         self.choices = [np.array([position[text] for text in texts]) for texts in captions]
         self.counts = np.array([len(places) for places in self.choices])
+
+    @property
+    def digest(self) -> str:
+        """A hash of all captions."""
+        return digest_of(self.texts)
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> places in `texts` (B,)."""
@@ -61,21 +105,11 @@ class CaptionIndex:
         return np.array([self.choices[row][pick] for row, pick in zip(rows, picks, strict=True)])
 
 
-@lru_cache(2)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def permuted_rows(count: int, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
-    """The rows at places `start` up to `stop` of an epoch over `count` rows: every epoch is a new permutation."""
-    return _permutation(count, seed, epoch)[start:stop]
-
-
 class BatchReader(Dataset):
     """What each step's batch shows: a function of the step and of what is given here, and of nothing else.
 
     Args:
-        index: draws a caption of each row.
+        captions: draws one of each row.
         sentences: the embeddings of all captions (U, E).
         size: pictures of the whole batch.
         seed: of the order of the rows, crops, flips and captions.
@@ -83,22 +117,19 @@ class BatchReader(Dataset):
     """
 
     def __init__(
-        self, source: Source, index: CaptionIndex | Shards, sentences: np.ndarray | Table, size: int, seed: int,
-        part: slice,
-    ) -> None:  # fmt: skip
-        self.source, self.index, self.sentences = source, index, sentences
+        self, source: Source, captions: Captions, sentences: np.ndarray | Table, size: int, seed: int, part: slice
+    ) -> None:
+        self.source, self.captions, self.sentences = source, captions, sentences
         self.size, self.seed, self.part = size, seed, part
-        self.rows = shuffled_rows if isinstance(source, Shards) else permuted_rows
 
     def read(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pictures of the part (b, S, S, 3) uint8; embeddings of the whole batch's captions (B, E)."""
         epoch, place = divmod(step - 1, len(self.source) // self.size)
         start = place * self.size
-        rows = self.rows(len(self.source), self.seed, epoch, start, start + self.size).copy()
-        random = np.random.default_rng((self.seed, 4, step))
-        random.bit_generator.advance(DRAWS * self.part.start)  # past the pictures before
-        pixels, rows[self.part] = self.source.pixels(rows[self.part], random)
-        places = self.index.draw(rows, np.random.default_rng((self.seed, 1, step)))
+        rows = self.source.rows(self.seed, epoch, start, start + self.size).copy()
+        bits = np.random.PCG64((self.seed, 4, step)).advance(DRAWS * self.part.start)  # past the pictures before
+        pixels, rows[self.part] = self.source.pixels(rows[self.part], np.random.Generator(bits))
+        places = self.captions.draw(rows, np.random.default_rng((self.seed, 1, step)))
         return pixels, np.asarray(self.sentences[places])
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray] | DataError:
@@ -135,24 +166,20 @@ class TrainingData:
     Args:
         bridge: the frozen CLIP.
         source: pictures and captions.
-        name: stores the embeddings under `folder`, memory-mapped (`caption_cache`); None keeps them in memory. Shards
+        name: stores the embeddings under `folder`, memory-mapped (`embeddings`); None keeps them in memory. Shards
             have theirs beside their index, whatever the name.
         progress: wraps the passes of the captions through CLIP (a tqdm, say).
         workers: processes that read the pictures of the coming steps; 0: they are read when asked for.
     """
 
     def __init__(
-        self, bridge: ClipBridge, source: Source, name: str | None = None, folder: str | Path = DEFAULT_FOLDER,
-        progress=iter, workers: int = 0,
+        self, bridge: TextEncoder, source: Source, name: str | None = None, folder: str | Path = DEFAULT_FOLDER,
+        progress: Progress = iter, workers: int = 0,
     ) -> None:  # fmt: skip
         self.device = bridge.pixel_mean.device
         self.source, self.workers = source, workers
         self._next: tuple[int, BatchReader, Iterator] | None = None  # what the workers are at
-        if isinstance(source, Shards):
-            self.index, self.sentences = source, source.sentences(bridge, progress)
-        else:
-            self.index = CaptionIndex(source.captions)
-            self.sentences = sentence_embeddings(bridge, self.index.texts, name, folder, progress)  # (U, E)
+        self.captions, self.sentences = source.embedded(bridge, name, folder, progress)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -160,7 +187,7 @@ class TrainingData:
     @property
     def digest(self) -> str:
         """A hash of all captions."""
-        return self.source.index.digest if isinstance(self.source, Shards) else digest_of(self.index.texts)
+        return self.captions.digest
 
     def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
@@ -178,13 +205,14 @@ class TrainingData:
         """
         if size > len(self):
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
-        reader = BatchReader(self.source, self.index, self.sentences, size, seed, part or slice(0, size))
+        reader = BatchReader(self.source, self.captions, self.sentences, size, seed, part or slice(0, size))
         pixels, sentences = self._from_workers(reader, step) if self.workers else reader.read(step)
         return to_images(pixels).to(self.device), torch.from_numpy(sentences).to(self.device)
 
     def _from_workers(self, reader: BatchReader, step: int) -> tuple[np.ndarray, np.ndarray]:
-        at, before, batches = self._next or (None, None, None)
-        if at != step or vars(before) != vars(reader):
+        if self._next and self._next[0] == step and vars(self._next[1]) == vars(reader):
+            batches = self._next[2]
+        else:
             batches = reader.ahead(step, self.workers)
         self._next = None
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,28 +17,26 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm import tqdm
 
-from ..clip.bridge import bpe_tokenizer
 from ..images import save_png
-from . import minibirds
+from . import SPLITS, BadRow, DataError, minibirds
 from . import summary as data_summary
 from .batches import Source
-from .data_files import (
-    SPLITS,
-    BadRow,
-    Box,
-    DataError,
+from .captions import read_captions, stripped
+from .decoding import Box, read_header, square_around
+from .download import download
+from .index import Item, passing_index
+from .layouts import (
+    LAYOUTS,
+    NAMES,
     Row,
     check_key,
+    expected,
     find_image,
+    list_rows,
     read_boxes,
-    read_captions,
-    stripped,
     without_suffix,
-)
-from .decoding import read_header, square_around
-from .download import download
-from .layouts import LAYOUTS, NAMES, expected, list_rows
-from .pictures import Item, Photos
+)  # fmt: skip
+from .pictures import Photos
 from .shard_writing import DrawnBirds, ResizedPhotos, Samples
 from .shards import open_shards
 
@@ -203,38 +201,43 @@ def _open(
     folder = Path("data") / name if folder is None else Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}. {expected(name)}")
-    photos = Photos(name, split, folder, image_size)
     boxes = read_boxes(folder / "CUB_200_2011") if name in LAYOUTS and LAYOUTS[name].boxes else None
     rows = list_rows(name, folder, split)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are left out and counted
+    bad, cut = list[BadRow](), list[str]()
+
+    def usable() -> Iterator[Item]:
         for row in tqdm(rows, desc=f"{name} {split}", disable=not progress):
             try:
-                item, size, mode = _open_row(row, boxes)
+                item = _open_row(row, boxes)
             except BadRow as error:
-                photos.leave_out(error)
+                bad.append(error)
                 continue
-            photos.items.append(item)
-            photos.sizes.append(size)
-            photos.modes.append(mode)
-            photos.cut += [item.key for caption in item.captions if _is_cut(caption, context_length)]
-    if not photos.items:
+            cut.extend(item.key for caption in item.captions if _is_cut(caption, context_length))
+            yield item
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are left out and counted
+        photos = Photos(name, split, folder, image_size, passing_index(usable()))
+    photos.cut = cut
+    for error in bad:
+        photos.leave_out(error)
+    if not len(photos):
         raise DataError(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
     return photos
 
 
-def _open_row(row: Row, boxes: dict[str, Box] | None) -> tuple[Item, tuple[int, int], str]:
+def _open_row(row: Row, boxes: dict[str, Box] | None) -> Item:
     check_key(row.key)
     path = find_image(row)
     captions = stripped(row.captions, row.key) if isinstance(row.captions, tuple) else read_captions(row.captions)
     size, mode = read_header(path)
-    if boxes is None:
-        return Item(row.key, path, captions), size, mode
-    box = boxes.get(without_suffix(row.key))
-    if box is None:
-        raise BadRow("no bounding box", path)
-    square_around(box, size, path)  # only to see that it can be cut out
-    return Item(row.key, path, captions, box), size, mode
+    box = None
+    if boxes is not None:
+        box = boxes.get(without_suffix(row.key))
+        if box is None:
+            raise BadRow("no bounding box", path)
+        square_around(box, size, path)  # only to see that it can be cut out
+    return Item(row.key, path, captions, box, size=size, mode=mode)
 
 
 def _is_cut(caption: str, context_length: int) -> bool:
@@ -246,8 +249,15 @@ def _is_cut(caption: str, context_length: int) -> bool:
 
 @lru_cache(2**17)
 def _pieces(word: str) -> int:
-    """Tokens of a word: no token spans two, and words repeat far more often than captions do."""
-    return len(bpe_tokenizer().encode(word))
+    """CLIP's tokens in a word: no token spans two, and words repeat far more often than captions do."""
+    return len(_tokenizer().encode(word))
+
+
+@lru_cache(1)
+def _tokenizer() -> Any:
+    from clip.simple_tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""Pictures of other people's data sets, read with care: nothing is decoded that Pillow holds unsafe."""
+"""The one reader of picture files, with care: nothing is decoded that Pillow holds unsafe."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .data_files import BadRow, Box
+from . import BadRow, DataError
 
+Box = tuple[float, float, float, float]  # x, y, w, h in pixels
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; names often lie, but no format that runs programs
 MAX_ASPECT = 50  # a thinner strip would be resized to a picture that fills the memory
 
@@ -50,6 +52,23 @@ def read_image(path: Path, upright: bool = True, content: bytes | None = None) -
         raise
     except Exception as error:
         raise BadRow("undecodable image", path, _short(error)) from None
+
+
+def read_bytes(path: Path, start: int, length: int) -> bytes:
+    """A part of a file; raises DataError if the file is gone or ends before.
+
+    It is opened every time: a file kept open for each of thousands of shards is more than systems allow.
+    """
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            stream.seek(start)
+            content = stream.read(length)
+            size = stream.seek(0, 2)
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}): bring it back and start again") from None
+    if len(content) != length:
+        raise DataError(f"{path} is cut: it ends at byte {size:,}, not at {start + length:,} or later")
+    return content
 
 
 def _check_size(size: tuple[int, int], path: Path) -> None:

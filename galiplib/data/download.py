@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from tqdm.auto import tqdm
 
@@ -350,7 +350,7 @@ def _unpack(archive: Path, folder: Path, members: str, target: str, progress: bo
         _reject(archive, f"it is damaged or no archive ({error})")
 
 
-def _files(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _files(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """The files in a zip or tar, name and content; refuses links and devices, which could lead out of the folder."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as opened:
@@ -361,7 +361,7 @@ def _files(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
         return
     with tarfile.open(archive) as opened:
         for member in opened:
-            if member.isfile():
-                yield member.name, opened.extractfile(member)
+            if (content := opened.extractfile(member) if member.isfile() else None) is not None:
+                yield member.name, content
             elif not member.isdir():
                 _reject(archive, f"its member {member.name!r} is a link or a device")

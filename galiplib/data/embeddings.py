@@ -1,4 +1,4 @@
-"""Sentence embeddings of all captions of a data set: through CLIP once, then memory-mapped from a file.
+"""Sentence embeddings of all captions of a data set: through CLIP once, then read from a file.
 
 CUB's 117,880 captions are 241 MB of float32 with ViT-B/32. The file is named by what it depends on, the captions and
 the CLIP's text encoder, so another of either is another file; an interrupted computation goes on where it stopped.
@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor, nn
 
-from ..clip.bridge import ClipBridge
+from . import DataError
 
 BATCH = 256
 DEFAULT_FOLDER = Path("data") / "captions"
+Progress = Callable[..., Iterable]  # wraps a range, as tqdm does, or `iter`
+
+
+class TextEncoder(Protocol):
+    """What is asked of a CLIP; `ClipBridge` is one."""
+
+    embed_dim: int
+    context_length: int
+    pixel_mean: Tensor  # lies on its device
+    model: nn.Module
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor: ...
+
+    def encode_text(self, tokens: Tensor) -> Tensor: ...
 
 
 def unique_captions(captions: Sequence[Sequence[str]]) -> list[str]:
@@ -28,11 +44,11 @@ def unique_captions(captions: Sequence[Sequence[str]]) -> list[str]:
 
 @torch.no_grad()
 def sentence_embeddings(
-    bridge: ClipBridge,
+    bridge: TextEncoder,
     captions: Sequence[str],
     name: str | None = None,
     folder: str | Path = DEFAULT_FOLDER,
-    progress: Callable[[range], range] = iter,
+    progress: Progress = iter,
 ) -> np.ndarray:
     """U captions -> their sentence embeddings (U, E), float32; read-only and memory-mapped if they have a name.
 
@@ -54,11 +70,11 @@ def sentence_embeddings(
 
 @torch.no_grad()
 def embeddings_file(
-    bridge: ClipBridge,
+    bridge: TextEncoder,
     captions: Sequence[str],
     name: str,
     folder: str | Path,
-    progress: Callable[[range], range],
+    progress: Progress,
     digest: str,
     window: int | None = None,
 ) -> Path:
@@ -81,9 +97,7 @@ def embeddings_file(
     return path
 
 
-def _write(
-    bridge: ClipBridge, captions: Sequence[str], path: Path, progress: Callable[[range], range], window: int
-) -> None:
+def _write(bridge: TextEncoder, captions: Sequence[str], path: Path, progress: Progress, window: int) -> None:
     part = path.with_suffix(".part")
     window_bytes = window * bridge.embed_dim * 4
     with open(part, "ab") as stream:
@@ -100,12 +114,12 @@ def _write(
     os.replace(part, path)
 
 
-def _encode(bridge: ClipBridge, captions: Sequence[str]) -> np.ndarray:
+def _encode(bridge: TextEncoder, captions: Sequence[str]) -> np.ndarray:
     tokens = bridge.tokenize(captions).to(bridge.pixel_mean.device)
     return bridge.encode_text(tokens).float().cpu().numpy()
 
 
-def _text_encoder(bridge: ClipBridge) -> str:
+def _text_encoder(bridge: TextEncoder) -> str:
     """A short hash of all that makes a sentence embedding of a caption."""
     model, digest = bridge.model, hashlib.sha256()
     digest.update(repr((bridge.context_length, getattr(model, "vocabulary", None))).encode())
@@ -122,3 +136,32 @@ def digest_of(captions: Sequence[str]) -> str:
     for text in captions:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:12]
+
+
+class Table:
+    """Rows of numbers in a file. Not memory-mapped: the pages of a map count as the process's memory once touched.
+
+    Args:
+        path: of the float32 numbers, row after row.
+        columns: numbers in a row.
+        rows: how many there must be.
+
+    Raises:
+        DataError: if the file is of another size.
+    """
+
+    def __init__(self, path: Path, columns: int, rows: int) -> None:
+        self.path, self.columns, self.row_bytes = path, columns, 4 * columns
+        if (found := path.stat().st_size) != rows * self.row_bytes:
+            raise DataError(
+                f"{path} has {found:,} bytes, not {rows * self.row_bytes:,}: delete it to have it made again"
+            )
+
+    def __getitem__(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Row numbers (B,) -> (B, columns)."""
+        content = bytearray()
+        with open(self.path, "rb", buffering=0) as stream:
+            for row in rows:
+                stream.seek(int(row) * self.row_bytes)
+                content += stream.read(self.row_bytes)
+        return np.frombuffer(content, np.float32).reshape(len(rows), self.columns)

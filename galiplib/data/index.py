@@ -1,249 +1,225 @@
-"""Where everything lies in WebDataset shards: looked up once, then read from disk by number.
+"""Where the pictures and the captions of a data set lie: a SQLite file, read by row number.
 
-The `webdataset` library reads shards as a stream, shuffled through a buffer; where such a stream stood can't be had
-back without reading everything again. Here the tar files stay as they are, but an index says at which byte of which
-shard a picture begins, so any picture can be read at any time: a run can resume exactly, and processes can share a
-batch. The index lies on disk and is read where asked; nothing in memory grows with the number of samples.
-
-    <index>/index.json      the shards that it describes, counts, what had to be left out
-    <index>/samples.i64     a row a picture: shard, first byte, bytes, first caption, number of captions
-    <index>/captions.i64    a row a caption: first byte in captions.utf8, bytes
-    <index>/captions.utf8   all captions, one after the other
+Any picture can be read at any time, so a run can resume exactly and processes can share a batch; nothing in memory
+grows with the data set. Of a folder of pictures the index is made at every opening and is gone with it; that of tar
+files, which takes longer, lies beside them and is made once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tarfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sqlite3
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+from urllib.parse import quote
 
 import numpy as np
-from filelock import FileLock
-from tqdm import tqdm
-from webdataset.tariterators import base_plus_ext
 
-from ..files import write_atomically, write_json
-from .data_files import CAPTION_FIELDS, SUFFIXES, BadRow, DataError, stripped
-from .disk_rows import Table, Texts
+from . import DataError
+from .decoding import Box
 
-FORMAT = 1
-PICTURES = {suffix[1:] for suffix in SUFFIXES}
+T = TypeVar("T")
+AT_ONCE = 1024  # rows that are read together where all are asked for
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS pictures (row INTEGER PRIMARY KEY, key BLOB, file BLOB, start INTEGER, bytes INTEGER,
+    x REAL, y REAL, w REAL, h REAL, width INTEGER, height INTEGER, mode TEXT, first INTEGER, captions INTEGER);
+CREATE TABLE IF NOT EXISTS captions (place INTEGER PRIMARY KEY, caption TEXT);
+CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, bytes INTEGER);
+CREATE TABLE IF NOT EXISTS left_out (reason TEXT, pictures INTEGER);
+CREATE TABLE IF NOT EXISTS about (digest TEXT);
+"""
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """What an index folder holds.
+class Item:
+    """A picture and its captions.
 
     Attributes:
-        folder: where it lies.
-        shards: the tar files.
-        samples: a row a picture: shard, first byte, bytes, first caption, number of captions.
-        texts: all captions.
+        key: its name in the data set.
+        image: the file that it is, or lies in.
+        captions: at least one, none empty.
+        box: x, y, w, h in pixels of what it shows; the picture is cropped around it.
+        span: of a picture inside a tar file, its first byte and how many there are.
+        size, mode: width and height of the file's picture, pixels, and Pillow's mode of it ("RGB", "L", ...); known
+            where it has been opened.
+    """
+
+    key: str
+    image: Path
+    captions: tuple[str, ...]
+    box: Box | None = None
+    span: tuple[int, int] | None = None
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    mode: str = field(default="", compare=False)
+
+
+class Rows(Sequence[T]):
+    """Rows of an index as a sequence, read where asked: `read(start, stop)` has those that the index so numbers."""
+
+    def __init__(self, read: Callable[[int, int], list[T]], rows: range) -> None:
+        self.read, self.first, self.size = read, rows.start, len(rows)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        if isinstance(place, slice):
+            start, stop, _ = place.indices(self.size)
+            return self.read(self.first + start, self.first + stop)
+        if not -self.size <= place < self.size:
+            raise IndexError(f"rows run from 0 to {self.size - 1}, not {place}")
+        return self[(start := int(place) % self.size) : start + 1][0]
+
+    def __iter__(self) -> Iterator[T]:
+        for start in range(0, self.size, AT_ONCE):
+            yield from self[start : start + AT_ONCE]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+class Writer:
+    """Fills the file of an index, or goes on filling it after an interruption; what isn't committed is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = sqlite3.connect(path)
+        self.database.executescript(SCHEMA)
+        self.pictures, self.captions = (
+            self.database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("pictures", "captions")
+        )
+
+    def add(self, item: Item) -> None:
+        box, span, size = item.box or (None,) * 4, item.span or (None,) * 2, item.size or (None,) * 2
+        where = os.fsencode(item.key), os.fsencode(item.image)
+        values = (self.pictures, *where, *span, *box, *size, item.mode, self.captions, len(item.captions))
+        self.database.execute("INSERT INTO pictures VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", values)
+        self.database.executemany("INSERT INTO captions VALUES (?,?)", enumerate(item.captions, self.captions))
+        self.pictures, self.captions = self.pictures + 1, self.captions + len(item.captions)
+
+    def finish(self) -> None:
+        """Note the digest, which says that the index is whole, and close it."""
+        digest = hashlib.sha256()
+        for (caption,) in self.database.execute("SELECT caption FROM captions ORDER BY place"):
+            digest.update(caption.encode() + b"\0")
+        self.database.execute("INSERT INTO about VALUES (?)", (digest.hexdigest()[:12],))
+        self.database.commit()
+        self.database.close()
+
+
+class Index:
+    """An index that has been made.
+
+    Args:
+        path: of the SQLite file.
+        root: what the pictures' files are relative to.
+
+    Attributes:
+        pictures: how many there are.
+        texts: all captions, one after the other.
         digest: a hash of all captions.
-        left_out: samples that can't be used, reason -> how many.
-    """
-
-    folder: Path
-    shards: list[Path]
-    samples: Table
-    texts: Texts
-    digest: str
-    left_out: dict[str, int]
-
-
-def open_index(shards: Sequence[Path], folder: Path, progress: bool = True) -> ShardIndex:
-    """Open the index of some shards; the first time, every shard is gone through once, which may be interrupted.
+        shards: the tar files, name -> bytes.
+        left_out: pictures that can't be used, reason -> how many.
 
     Raises:
-        DataError: for a shard that is missing, cut, no tar file, or not the one that was indexed; if no sample at all
-            has a picture and a caption.
-        OSError: if the folder can't be written.
+        DataError: if the file is damaged.
     """
-    path = folder / "index.json"
-    if not path.is_file():
+
+    def __init__(self, path: Path, root: Path = Path()) -> None:
+        self.path, self.root = path, root
+        self._opened: tuple[int, sqlite3.Connection] | None = None
+        ((self.pictures, places),) = self.query(
+            "SELECT (SELECT count(*) FROM pictures), (SELECT count(*) FROM captions)"
+        )
+        self.texts = Rows(self._texts, range(places))
+        if not (digest := self.query("SELECT digest FROM about")):
+            raise self._damaged("unfinished")
+        self.digest: str = digest[0][0]
+        self.shards = dict(self.query("SELECT name, bytes FROM shards"))
+        self.left_out = dict(
+            self.query("SELECT reason, sum(pictures) FROM left_out GROUP BY reason ORDER BY min(rowid)")
+        )
+
+    def _damaged(self, how: object) -> DataError:
+        return DataError(f"{self.path} is damaged ({how}): delete {self.path.parent} to have it made again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}  # every process opens the file for itself
+
+    def query(self, sql: str, *values: int) -> list[tuple]:
+        """Rows of an SQL query; threads may share the connection, which only reads, a forked process may not."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock").acquire()  # a second process waits for the first one's index
-        except OSError as error:
-            raise OSError(f"can't write {folder} ({error.strerror}): data.index can name another folder") from None
-        with lock:
-            if not path.is_file():
-                _build(shards, folder, progress)
+            if self._opened is None or self._opened[0] != os.getpid():
+                address = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
+                self._opened = os.getpid(), sqlite3.connect(address, uri=True, check_same_thread=False)
+            return self._opened[1].execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+
+    def items(self, start: int, stop: int) -> list[Item]:
+        """The rows from `start` up to `stop`."""
+        rows = self.query("SELECT * FROM pictures WHERE row >= ? AND row < ? ORDER BY row", start, stop)
+        if not rows:
+            return []
+        texts = iter(self._texts(rows[0][-2], rows[-1][-2] + rows[-1][-1]))
+        return [_item(row, self.root, tuple(islice(texts, row[-1]))) for row in rows]
+
+    def captions(self, start: int, stop: int) -> list[list[str]]:
+        """Those of the rows from `start` up to `stop`."""
+        return [list(item.captions) for item in self.items(start, stop)]
+
+    def item(self, row: int) -> Item:
+        """A row without its captions."""
+        (found,) = self.query("SELECT * FROM pictures WHERE row = ?", row)
+        return _item(found, self.root, ())
+
+    def _texts(self, start: int, stop: int) -> list[str]:
+        found = self.query("SELECT caption FROM captions WHERE place >= ? AND place < ? ORDER BY place", start, stop)
+        return [caption for (caption,) in found]
+
+    def spans(self, rows: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (B,) -> each one's first caption's place and number of captions (B,)."""
+        sql = "SELECT first, captions FROM pictures WHERE row = ?"
+        first, count = np.array([self.query(sql, int(row))[0] for row in rows], dtype=np.int64).reshape(-1, 2).T
+        return first, count
+
+
+def _item(row: tuple, root: Path, captions: tuple[str, ...]) -> Item:
+    _, key, file, start, length, x, y, w, h, width, height, mode, _, _ = row
+    return Item(
+        os.fsdecode(key), root / os.fsdecode(file), captions, None if x is None else (x, y, w, h),
+        None if start is None else (start, length), None if width is None else (width, height), mode,
+    )  # fmt: skip
+
+
+def passing_index(items: Iterable[Item]) -> Index:
+    """An index of these items, in a temporary file that goes when nothing uses it any more."""
+    handle, name = tempfile.mkstemp(prefix="galip-index-")
+    os.close(handle)
+    path = Path(name)
     try:
-        about = json.loads(path.read_text())
-        known = {entry["name"]: entry["bytes"] for entry in about["shards"]}
-        rows, captions = int(about["samples"]), int(about["captions"])
-        digest, left_out = about["digest"], dict(about["left_out"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): delete {folder} to have it made again") from None
-    _compare(shards, known, path)
-    texts = Texts(Table(folder / "captions.i64", np.int64, 2, captions), folder / "captions.utf8")
-    samples = Table(folder / "samples.i64", np.int64, 5, rows)
-    return ShardIndex(folder, list(shards), samples, texts, digest, left_out)
+        writer = Writer(path)
+        writer.database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+        for item in items:
+            writer.add(item)
+        writer.finish()
+        index = Index(path)
+    except BaseException:
+        path.unlink()
+        raise
+    weakref.finalize(index, _remove, path, os.getpid())
+    return index
 
 
-def _compare(shards: Sequence[Path], known: dict[str, int], path: Path) -> None:
-    names = {shard.name for shard in shards}
-    if missing := [name for name in known if name not in names]:
-        raise DataError(
-            f"{shards[0].parent / missing[0]} is missing (so are {len(missing)} of the {len(known)} shards in {path}): "
-            f"bring it back, or delete {path.parent} to go on with what is there"
-        )
-    if new := [shard for shard in shards if shard.name not in known]:
-        raise DataError(
-            f"{new[0]} is not in {path} ({len(new)} shards are new): delete {path.parent} to have them read in; a run "
-            "that goes on then sees other batches"
-        )
-    for shard in shards:
-        if (size := shard.stat().st_size) != known[shard.name]:
-            raise DataError(
-                f"{shard} has {size:,} bytes, {path} says {known[shard.name]:,}: it is cut or another file; bring the "
-                f"right one back, or delete {path.parent} if this one is right"
-            )
-
-
-# ---------------------------------------------------------------- making it
-
-
-def _build(shards: Sequence[Path], folder: Path, progress: bool) -> None:
-    parts = [folder / f"{shard.name}.part" for shard in shards]
-    for shard, part in zip(tqdm(shards, desc="index of the shards", unit="shard", disable=not progress), parts,
-                           strict=True):  # fmt: skip
-        if not part.is_file():
-            found = scan(shard)
-            write_atomically(part, lambda stream, found=found: np.savez(stream, **found))
-    _join(shards, parts, folder)
-    for part in parts:
-        part.unlink()
-
-
-def _join(shards: Sequence[Path], parts: Sequence[Path], folder: Path) -> None:
-    digest, left_out, listed = hashlib.sha256(), Counter(), []
-    captions = text_bytes = pictures = 0
-    names = ("samples.i64", "captions.i64", "captions.utf8")
-    streams = [open(folder / name, "wb") for name in names]
-    try:
-        for number, (shard, part) in enumerate(zip(shards, parts, strict=True)):
-            with np.load(part) as found:  # no pickle
-                samples, lengths, content = found["samples"], found["lengths"], found["content"].tobytes()
-                left_out.update(json.loads(found["left_out"].item()))
-                size = int(found["bytes"])
-            firsts = captions + np.cumsum(samples[:, 2]) - samples[:, 2]
-            shard_column = np.full(len(samples), number)
-            rows = np.stack([shard_column, samples[:, 0], samples[:, 1], firsts, samples[:, 2]], 1)
-            starts = text_bytes + np.cumsum(lengths) - lengths
-            for stream, values in zip(streams, (rows, np.stack([starts, lengths], 1)), strict=False):
-                stream.write(values.astype(np.int64).tobytes())
-            streams[2].write(content)
-            place = 0
-            for length in lengths.tolist():
-                digest.update(content[place : place + length] + b"\0")
-                place += length
-            listed.append({"name": shard.name, "bytes": size, "samples": len(samples)})
-            captions, text_bytes, pictures = captions + len(lengths), text_bytes + len(content), pictures + len(samples)
-        for stream in streams:
-            stream.flush()
-            os.fsync(stream.fileno())
-    finally:
-        for stream in streams:
-            stream.close()
-    if not pictures:
-        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.items()) or "they are empty"
-        raise DataError(
-            f"no sample in {shards[0].parent} can be used: {reasons}. Right would be key.jpg (or png, webp) with "
-            "key.txt (a caption a line) or key.json (caption or captions) beside it in the tar"
-        )
-    about = {"format": FORMAT, "samples": pictures, "captions": captions, "digest": digest.hexdigest()[:12]}
-    write_json(folder / "index.json", {**about, "left_out": dict(left_out), "shards": listed})
-
-
-def scan(path: Path) -> dict[str, Any]:
-    """Go through a shard's members; pictures are passed over, captions read.
-
-    Returns:
-        samples (n, 3): first byte, bytes, number of captions; lengths (m,): bytes of each caption; content: the
-        captions as UTF-8; left_out: JSON, reason -> how many; bytes: of the shard.
-
-    Raises:
-        DataError: if the shard is missing, cut or no tar file.
-    """
-    samples, texts, left_out = [], [], Counter()
-    size = _check_end(path)
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for members in _samples_of(archive):
-                try:
-                    picture = next((members[suffix] for suffix in members if suffix in PICTURES), None)
-                    if picture is None:
-                        raise BadRow("no picture", path)
-                    captions = _captions(archive, members, path)
-                except BadRow as error:
-                    left_out[error.reason] += 1
-                    continue
-                samples.append((picture.offset_data, picture.size, len(captions)))
-                texts += [text.encode() for text in captions]
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is cut or no tar file ({error}): get or make it once more") from None
-    return {
-        "samples": np.array(samples, dtype=np.int64).reshape(-1, 3),
-        "lengths": np.array([len(text) for text in texts], dtype=np.int64),
-        "content": np.frombuffer(b"".join(texts), dtype=np.uint8),
-        "left_out": json.dumps(left_out),
-        "bytes": size,
-    }
-
-
-def _check_end(path: Path) -> int:
-    """The bytes of a tar file, which ends in 1,024 zeros; raises DataError if this one doesn't."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            stream.seek(max(0, size - 1024))
-            end = stream.read()
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}): bring the shard back") from None
-    if len(end) < 1024 or any(end):
-        raise DataError(f"{path} is cut: a tar file ends in 1,024 zero bytes, this one doesn't; get or make it anew")
-    return size
-
-
-def _samples_of(archive: tarfile.TarFile) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """Neighbours of one key as webdataset groups them, {suffix: member}."""
-    key, members = None, {}
-    for member in archive:
-        archive.members = []  # it keeps all that it has seen
-        base, suffix = base_plus_ext(member.name)
-        if base is None or not member.isfile():
-            continue
-        if base != key and members:
-            yield members
-            members = {}
-        key = base
-        members[suffix.lower()] = member
-    if members:
-        yield members
-
-
-def _captions(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], path: Path) -> tuple[str, ...]:
-    """The captions of a sample: from its .json, else its .txt, a line each; raises BadRow if there are none."""
-    where = f"{path}, {next(iter(members.values())).name}"
-    if "json" in members:
-        try:
-            fields = json.loads(archive.extractfile(members["json"]).read())
-        except (ValueError, RecursionError):
-            raise BadRow("unreadable captions", where) from None
-        fields = fields if isinstance(fields, dict) else {}
-        found = next((fields[name] for name in ("captions", *CAPTION_FIELDS) if fields.get(name)), None)
-        if isinstance(found, str):
-            found = [found]
-        if isinstance(found, list) and all(isinstance(text, str) for text in found):
-            return stripped(found, where)
-    if "txt" in members:
-        return stripped(archive.extractfile(members["txt"]).read().decode("utf-8", "replace").split("\n"), where)
-    raise BadRow("missing captions", where)
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process has the index too
+        path.unlink(missing_ok=True)

@@ -1,14 +1,19 @@
-"""Which files belong to a split: where every data set keeps them, its lists of keys, or a split made from the names."""
+"""Which files belong to a split: where a data set keeps them, its lists of keys, or a split made from the names."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .data_files import SPLITS, DataError, Row, list_images, read_keys, read_table, without_suffix
+from . import SPLITS, BadRow, DataError
+from .captions import read_table
+from .decoding import SUFFIXES, Box
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,21 @@ OWN_LAYOUT = """
     captions.csv          header image,caption (and, if you like, split: train or test); a row a caption
     captions.jsonl        {"image": "a.jpg", "caption": "..."} or "captions": [...], one a line
     a.txt, more/b.txt     beside each picture, a caption a line"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture as its data set lists it, before anything of it is opened.
+
+    Attributes:
+        key: its name in the list.
+        bases: where the picture may lie, with or without suffix.
+        captions: the file with a caption a line, or the captions.
+    """
+
+    key: str
+    bases: tuple[Path, ...]
+    captions: Path | tuple[str, ...]
 
 
 def list_rows(name: str, folder: Path, split: str) -> list[Row]:
@@ -139,3 +159,114 @@ def expected(name: str) -> str:
         f"The layout should be:{listed}\n`galip download {name}` or datasets.download({name!r}) "
         "fetches it, or says where it is to be had."
     )
+
+
+# ---------------------------------------------------------------- lists of keys
+
+
+class _ListUnpickler(pickle.Unpickler):
+    """Reads lists of strings and refuses everything that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise DataError(f"holds more than a list of strings ({module}.{name}): refused, for it could run any program")
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys in a `filenames.pickle`, white space stripped, written by Python 2 or 3.
+
+    Raises:
+        DataError: for a damaged file, and for one that holds anything but a list of strings; none of it is run.
+    """
+    try:
+        with path.open("rb") as stream:
+            keys = _ListUnpickler(stream, encoding="bytes").load()
+    except DataError as error:
+        raise DataError(f"{path} {error}") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(f"{path} is no readable pickle ({error}): get it once more") from None
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, (str, bytes)) for key in keys):
+        raise DataError(f"{path} holds no list of strings: it must list the keys of the split's pictures")
+    return [(_decoded(key) if isinstance(key, bytes) else key).strip() for key in keys]
+
+
+def _decoded(key: bytes) -> str:
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError:
+        return key.decode("latin1")
+
+
+def check_key(key: str) -> None:
+    """Raises BadRow for a key that names no file below its folder: empty, absolute or with `..`."""
+    parts = key.replace("\\", "/").split("/")
+    if not key or "\0" in key or ".." in parts or not parts[0] or Path(key).anchor:
+        raise BadRow("unsafe key", repr(key))
+
+
+def without_suffix(key: str) -> str:
+    """The key without the suffix of a picture, if it has one."""
+    return os.path.splitext(key)[0] if key.lower().endswith(SUFFIXES) else key
+
+
+def list_images(folder: Path) -> list[str]:
+    """All pictures in a folder and those below it, sorted, as paths relative to it; hidden ones don't count."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inner = Path(root).relative_to(folder)
+        found += [
+            (inner / name).as_posix() for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def find_image(row: Row) -> Path:
+    """The file of a row's picture: as named, or with one of `SUFFIXES`; raises BadRow if there is none."""
+    for base in row.bases:
+        named = [base] if base.name.lower().endswith(SUFFIXES) else []
+        for path in [*named, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)]:
+            if os.path.isfile(path):  # never raises, however odd the name
+                return path
+    raise BadRow("missing image", row.bases[0])
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line that is not empty; `form` names as many fields as a line must have.
+
+    Raises:
+        DataError: for a line of another form.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        fields = line.split()
+        if len(fields) not in (0, len(form.split())):
+            raise DataError(f"{path}, line {number}: {line.strip()!r} is not of the form {form!r}")
+        if fields:
+            yield number, fields
+
+
+def read_boxes(folder: Path) -> dict[str, Box]:
+    """CUB's bounding boxes -> {`<class>/<name>`: (x, y, w, h) in pixels}.
+
+    Raises:
+        DataError: if `images.txt` or `bounding_boxes.txt` is missing, or a line of them is of another form.
+    """
+    images, lines = folder / "images.txt", folder / "bounding_boxes.txt"
+    for path in (images, lines):
+        if not path.is_file():
+            raise DataError(
+                f"{path} is missing: the birds are cropped to the boxes that images.txt and bounding_boxes.txt name; "
+                "both come with CUB_200_2011.tgz"
+            )
+    keys = {identity: without_suffix(name) for _, (identity, name) in read_fields(images, "id name")}
+    boxes = {}
+    for number, (identity, *values) in read_fields(lines, "id x y w h"):
+        try:
+            x, y, w, h = map(float, values)
+        except ValueError:
+            raise DataError(f"{lines}, line {number}: {values} are not all numbers") from None
+        if identity in keys:
+            boxes[keys[identity]] = x, y, w, h
+    return boxes

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .batches import Source
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "orange": (250, 140, 22),
@@ -221,7 +223,8 @@ def render(bird: Bird, pose: int, size: int = 56) -> np.ndarray:
         return [tuple(point) for point in (np.asarray(points) @ turn + centre).tolist()]
 
     def tone(rgb: tuple[int, int, int], factor: float = 1.0) -> tuple[int, int, int]:
-        return tuple(min(255, int(value * factor * shade)) for value in rgb)
+        red, green, blue = (min(255, int(value * factor * shade)) for value in rgb)
+        return red, green, blue
 
     def shape(points, fill) -> None:
         outline = place(_spline(tuple(points)))
@@ -344,7 +347,7 @@ def counterfactuals(text: str, attribute: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class MiniBirds:
+class MiniBirds(Source):
     """A rendered split.
 
     Attributes:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,57 +18,65 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from .data_files import BadRow, Box, DataError
-from .decoding import read_image, square_around
+from . import BadRow, DataError
+from .batches import Source
+from .decoding import read_bytes, read_image, square_around
+from .index import Index, Item, Rows
 
 KEEP_BYTES = 2**30  # a split that fits is decoded once: every later epoch then costs no decoding
 
 
-@dataclass(frozen=True)
-class Item:
-    """A picture and its captions.
+class Photos(Source):
+    """One split of one data set, wherever its files lie, as `open_dataset` or `open_shards` makes it.
+
+    Args:
+        name, split, folder: of the data set.
+        image_size: side of the pictures that `pixels` makes.
+        index: where pictures and captions lie.
+        rows: those of the index that are the split; by default all.
+        drawn: whether crops and flips are drawn; mini birds are shown as they are.
 
     Attributes:
-        key: its name in the data set.
-        image: the file.
-        captions: at least one, none empty.
-        box: x, y, w, h in pixels of what it shows; the picture is cropped around it.
-    """
-
-    key: str
-    image: Path
-    captions: tuple[str, ...]
-    box: Box | None = None
-
-
-class Pictures(ABC):
-    """What all splits of photographs have in common, wherever their files lie: crops and flips, and what is left out.
-
-    Attributes:
-        name, split, folder, image_size: as asked for.
+        items, captions: what can be used, read where asked; items may have different numbers of captions.
         left_out: what can't be used, reason -> files or keys; grows if a picture turns out undecodable.
+        cut: keys with a caption of more tokens than CLIP reads, once a caption.
     """
 
-    labels = None  # the truth about photographs is not known
-
-    def __init__(self, name: str, split: str, folder: Path, image_size: int) -> None:
+    def __init__(
+        self, name: str, split: str, folder: Path, image_size: int, index: Index, rows: range | None = None,
+        drawn: bool = True,
+    ) -> None:  # fmt: skip
+        rows = range(index.pictures) if rows is None else rows
         self.name, self.split, self.folder, self.image_size = name, split, folder, image_size
+        self.index, self.first, self.count, self.drawn = index, rows.start, len(rows), drawn
+        self.items: Sequence[Item] = Rows(index.items, rows)
+        self.captions: Sequence[list[str]] = Rows(index.captions, rows)
+        self.short_side = round(image_size * 76 / 64) if drawn else image_size
         self.left_out: dict[str, list[str]] = {}
-        self.short_side = round(image_size * 76 / 64)
+        self.cut: list[str] = []
         self._bad_rows: dict[int, BadRow] = {}
         self._kept: dict[int, np.ndarray] = {}
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def picture(self, index: int) -> Image.Image:
-        """A picture as RGB; raises BadRow naming the file, if it can't be decoded."""
+    def __len__(self) -> int:
+        return self.count
 
     @property
-    def fits_memory(self) -> bool:
-        """Whether all resized pictures together are few enough to be kept."""
-        return False
+    def good_rows(self) -> list[int]:
+        """The rows that have not turned out undecodable so far."""
+        return [row for row in range(len(self)) if row not in self._bad_rows]
+
+    def picture(self, row: int) -> Image.Image:
+        """A picture as RGB, cropped to its box if it has one, in full resolution.
+
+        Raises:
+            DataError: naming the file, and the place in a shard, if it can't be read or decoded.
+        """
+        item = self.index.item(self.first + row)
+        if item.span is None:
+            image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
+            return image if item.box is None else image.crop(square_around(item.box, image.size, item.image))
+        where = item.image.with_name(f"{item.image.name}, picture at byte {item.span[0]}")
+        return read_image(where, content=read_bytes(item.image, *item.span))
 
     def pixels(
         self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
@@ -94,7 +100,7 @@ class Pictures(ABC):
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows run from 0 to {len(self) - 1}, not from {rows.min()} to {rows.max()}")
         # Drawn before any file is opened, so that a bad picture changes no other.
-        draws = [(None, None, 0)] * len(rows) if random is None else random.random((len(rows), 3))
+        shares = None if random is None or not self.drawn else random.random((len(rows), 3))  # across, down, flip
         threads = 1 if all(int(row) in self._kept for row in rows) else min(_cpus(), 16)
         if threads > 2:
             with ThreadPoolExecutor(threads) as pool:
@@ -102,23 +108,12 @@ class Pictures(ABC):
         else:
             found = [self._readable(row) for row in rows]
         batch = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-        for index, ((_, picture), (x, y, flip)) in enumerate(zip(found, draws, strict=True)):
-            top, left = (_place(picture.shape[axis] - side, share) for axis, share in ((0, y), (1, x)))
+        for place, (_, picture) in enumerate(found):
+            x, y, flip = (None, None, 0) if shares is None else shares[place]
+            top, left = _place(picture.shape[0] - side, y), _place(picture.shape[1] - side, x)
             crop = picture[top : top + side, left : left + side]
-            batch[index] = crop[:, ::-1] if flip > 0.5 else crop
+            batch[place] = crop[:, ::-1] if flip > 0.5 else crop
         return batch, np.array([row for row, _ in found], dtype=np.int64)
-
-    def leave_out(self, error: BadRow) -> None:
-        """Note what can't be used, and why."""
-        path = error.path
-        inside = isinstance(path, Path) and path.is_relative_to(self.folder)
-        name = path.relative_to(self.folder).as_posix() if inside else str(path)
-        self.left_out.setdefault(error.reason, []).append(name)
-
-    def _drop(self, row: int, error: BadRow) -> None:
-        if self._bad_rows.setdefault(row, error) is error:  # one thread wins
-            self.leave_out(error)
-            warnings.warn(f"left out: {error}", stacklevel=3)
 
     def _readable(self, row: int) -> tuple[int, np.ndarray]:
         """The first row from `row` on that can be decoded, and its resized picture (h, w, 3)."""
@@ -132,9 +127,6 @@ class Pictures(ABC):
                 self._drop(candidate, error)
         raise self._none_left()
 
-    def _none_left(self) -> DataError:
-        return DataError(f"none of the {len(self):,} pictures of {self.name} {self.split} can be decoded")
-
     def resized(self, row: int) -> np.ndarray:
         """A picture (h, w, 3) uint8, its short side resized to 76/64 of the image size; raises BadRow."""
         if row in self._kept:
@@ -147,46 +139,29 @@ class Pictures(ABC):
             self._kept[row] = resized
         return resized
 
-
-class Photos(Pictures):
-    """One split of one data set, as `open_dataset` makes it.
-
-    Attributes:
-        items: what can be used.
-        sizes: width and height of each item's file, pixels.
-        modes: Pillow's mode of each item's file ("RGB", "L", ...).
-        cut: keys with a caption of more tokens than CLIP reads, once a caption.
-    """
-
-    def __init__(self, name: str, split: str, folder: Path, image_size: int) -> None:
-        super().__init__(name, split, folder, image_size)
-        self.items: list[Item] = []
-        self.sizes: list[tuple[int, int]] = []
-        self.modes: list[str] = []
-        self.cut: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.items)
-
     @cached_property
-    def captions(self) -> list[list[str]]:
-        """The captions of every item; items may have different numbers of them."""
-        return [list(item.captions) for item in self.items]
+    def fits_memory(self) -> bool:
+        """Whether all resized pictures together are small enough to be kept; those in shards are taken not to be."""
+        ((squares,),) = self.index.query(
+            "SELECT sum(1.0 * max(width, height) / min(width, height)) FROM pictures WHERE row >= ? AND row < ?",
+            self.first, self.first + self.count,
+        )  # fmt: skip
+        return squares is not None and 3 * self.short_side**2 * squares <= KEEP_BYTES
 
-    @property
-    def good_rows(self) -> list[int]:
-        """The rows that have not turned out undecodable so far."""
-        return [row for row in range(len(self)) if row not in self._bad_rows]
+    def leave_out(self, error: BadRow) -> None:
+        """Note what can't be used, and why."""
+        name = str(error.path)
+        if isinstance(error.path, Path) and error.path.is_relative_to(self.folder):
+            name = error.path.relative_to(self.folder).as_posix()
+        self.left_out.setdefault(error.reason, []).append(name)
 
-    def picture(self, index: int) -> Image.Image:
-        """An item's picture as RGB, cropped to its box if it has one, in full resolution.
+    def _drop(self, row: int, error: BadRow) -> None:
+        if self._bad_rows.setdefault(row, error) is error:  # one thread wins
+            self.leave_out(error)
+            warnings.warn(f"left out: {error}", stacklevel=3)
 
-        Raises:
-            DataError: naming the file, if it can't be decoded.
-        """
-        item = self.items[index]
-        image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
-        return image if item.box is None else image.crop(square_around(item.box, image.size, item.image))
+    def _none_left(self) -> DataError:
+        return DataError(f"none of the {len(self):,} pictures of {self.name} {self.split} can be decoded")
 
     def check(self, progress: bool = True) -> int:
         """Decode every picture -> how many can't be; those are left out with a warning each.
@@ -206,20 +181,14 @@ class Photos(Pictures):
 
     def summary(self) -> str:
         """How much there is, and what is left out and why."""
-        texts = sum(len(self.items[row].captions) for row in self.good_rows)
-        line = f"{self.name} {self.split}: {len(self.good_rows):,} pictures, {texts:,} captions"
+        texts = sum(len(captions) for row, captions in enumerate(self.captions) if row not in self._bad_rows)
+        line = f"{self.name} {self.split}: {len(self) - len(self._bad_rows):,} pictures, {texts:,} captions"
         if self.left_out:
             reasons = [f"{len(names):,} {reason} ({some(names)})" for reason, names in self.left_out.items()]
             line += f"; left out {sum(map(len, self.left_out.values())):,}: {', '.join(reasons)}"
         if self.cut:
             line += f"; {len(self.cut):,} captions are longer than CLIP reads and will be cut ({some(self.cut)})"
         return line
-
-    @cached_property
-    def fits_memory(self) -> bool:
-        """Whether all resized pictures together are small enough to be kept."""
-        shapes = np.array(self.sizes)
-        return 3 * self.short_side**2 * (shapes.max(1) / shapes.min(1)).sum() <= KEEP_BYTES
 
 
 def _place(room: int, share: float | None) -> int:

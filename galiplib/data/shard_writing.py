@@ -26,8 +26,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..files import write_atomically, write_json
-from . import minibirds
-from .data_files import BadRow, DataError
+from . import BadRow, DataError, minibirds
 from .pictures import Photos
 
 JPEG_QUALITY = 95
@@ -175,7 +174,7 @@ def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]
 
 def _write_shard(samples: Samples, rows: range, path: Path, bar: tqdm) -> tuple[dict[str, Any], Counter]:
     """Write one shard, whole or not at all -> its entry in the manifest; what was left out, reason -> how many."""
-    counts, left_out = Counter(samples=0, captions=0), Counter()
+    counts, left_out = Counter(samples=0, captions=0), Counter[str]()
 
     def fill(stream: BinaryIO) -> None:
         with TarWriter(stream, encoder=False, mtime=0) as archive:

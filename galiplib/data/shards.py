@@ -1,30 +1,39 @@
 """A data set in WebDataset shards: .tar files of `key.jpg` (or png, webp) with `key.json` or `key.txt` for captions.
 
 As `galip shards` writes them or as img2dataset leaves them (CC3M, CC12M). Pictures are read by number, through an
-index (`shard_index`), in an order that is a function of seed and epoch; so a run resumes exactly where it stood, and
-each of several processes reads its own pictures of a batch and no others. Memory doesn't grow with the data set.
+index (`index`), in an order that is a function of seed and epoch; so a run resumes exactly where it stood, and each of
+several processes reads its own pictures of a batch and no others. (The `webdataset` library reads a stream, shuffled
+through a buffer; where it stood can't be had back without reading everything again.)
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import tarfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
+from filelock import FileLock
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
 
-from ..clip.bridge import ClipBridge
-from .data_files import SPLITS, DataError
-from .decoding import read_image
-from .disk_rows import Table, read_bytes
-from .embeddings import embeddings_file
-from .index import ShardIndex, open_index
-from .pictures import Pictures
+from . import SPLITS, BadRow, DataError
+from .batches import Captions
+from .captions import captions_of, captions_of_json, stripped
+from .decoding import SUFFIXES
+from .embeddings import Progress, Table, TextEncoder, embeddings_file
+from .index import Index, Item, Writer
+from .pictures import Photos
 
 BLOCK, WINDOW = 256, 64  # neighbours that stay together; blocks that are shuffled among each other
 ENCODED = 4096  # captions that go through CLIP together, each once
@@ -60,74 +69,35 @@ def _window(count: int, seed: int, epoch: int, window: int) -> np.ndarray:
     return np.random.default_rng((seed, 5, epoch, window)).permutation(rows)
 
 
-class Shards(Pictures):
-    """One split of a data set in shards, as `open_shards` makes it.
+class Shards(Photos):
+    """One split of a data set in shards, as `open_shards` makes it: rows in blocks, embeddings beside the index."""
 
-    Attributes:
-        index: where pictures and captions lie.
-        first: the index's row that is row 0 here.
-        drawn: whether crops and flips are drawn; mini birds are shown as they are.
-    """
-
-    def __init__(
-        self, index: ShardIndex, split: str, folder: Path, image_size: int, rows: range, drawn: bool = True
-    ) -> None:
-        super().__init__("shards", split, folder, image_size)
-        self.index, self.first, self.count, self.drawn = index, rows.start, len(rows), drawn
-        if not drawn:
-            self.short_side = image_size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def pixels(
-        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers (B,) -> pictures (B, S, S, 3) uint8, and the rows they show, as `Pictures.pixels`."""
-        return super().pixels(rows, random if self.drawn else None)
-
-    def picture(self, index: int) -> Image.Image:
-        """A picture as RGB; raises BadRow naming shard and place, if it can't be read or decoded."""
-        shard, start, length, _, _ = self.index.samples[[self.first + index]][0].tolist()
-        path = self.index.shards[shard]
-        where = path.with_name(f"{path.name}, picture at byte {start}")
-        return read_image(where, content=read_bytes(path, start, length))
+    def rows(self, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+        return shuffled_rows(len(self), seed, epoch, start, stop)
 
     @property
-    def captions(self) -> RowCaptions:
-        """The captions of every row, read where asked."""
-        return RowCaptions(self)
+    def digest(self) -> str:
+        """A hash of all captions of the index."""
+        return self.index.digest
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> places among all captions of the index (B,)."""
-        _, _, _, first, count = self.index.samples[self.first + rows].T
+        first, count = self.index.spans(self.first + rows)
         return first + random.integers(count)
 
-    def sentences(self, bridge: ClipBridge, progress: Callable[[range], range] = iter) -> Table:
+    def embedded(
+        self, bridge: TextEncoder, name: str | None, folder: str | Path, progress: Progress
+    ) -> tuple[Captions, Table]:
+        return self, self.sentences(bridge, progress)
+
+    def sentences(self, bridge: TextEncoder, progress: Progress = iter) -> Table:
         """The embeddings of all captions of the index, (M, E) float32 on disk: computed once a CLIP, beside the index.
 
         An interrupted computation goes on where it stopped; `galip shards` has made them beforehand.
         """
-        texts = self.index.texts
-        path = embeddings_file(bridge, texts, "captions", self.index.folder, progress, self.index.digest, ENCODED)
-        return Table(path, np.float32, bridge.embed_dim, len(texts))
-
-
-class RowCaptions(Sequence[list[str]]):
-    """The captions of a split in shards: a list a row, read where asked."""
-
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, row: int) -> list[str]:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"rows run from 0 to {len(self) - 1}, not {row}")
-        index = self.shards.index
-        _, _, _, first, count = index.samples[[self.shards.first + int(row) % len(self)]][0].tolist()
-        return index.texts[first : first + count]
+        index = self.index
+        path = embeddings_file(bridge, index.texts, "captions", index.path.parent, progress, index.digest, ENCODED)
+        return Table(path, bridge.embed_dim, len(index.texts))
 
 
 def open_shards(
@@ -162,21 +132,21 @@ def open_shards(
     opened = open_index(shards, own or place / default, progress)
     if opened.left_out:
         listed = ", ".join(f"{count:,} with {reason}" for reason, count in opened.left_out.items())
-        warnings.warn(f"{place}: {len(opened.samples):,} pictures; left out: {listed}", stacklevel=2)
+        warnings.warn(f"{place}: {opened.pictures:,} pictures; left out: {listed}", stacklevel=2)
     size = manifest.get("image_size", image_size)
     if size < image_size:
         raise DataError(
             f"{place / 'manifest.json'}: the pictures were stored for {size} px: set data.image_size={size}, or make "
             f"shards with data.image_size={image_size}"
         )
-    rows = range(len(opened.samples))
+    rows = range(opened.pictures)
     if whole:
         tested = min(max(1, len(rows) // 10), TESTED)
         rows = rows[:-tested] if split == "train" else rows[-tested:]
         if not rows:
-            raise DataError(f"{place} holds {len(opened.samples)} picture: too few for a training and a test split")
+            raise DataError(f"{place} holds {opened.pictures} picture: too few for a training and a test split")
         warnings.warn(f"{place} has no train and test folders: its last {tested:,} are for testing", stacklevel=2)
-    return Shards(opened, split, place, image_size, rows, manifest.get("drawn", True))
+    return Shards("shards", split, place, image_size, opened, rows, manifest.get("drawn", True))
 
 
 def find_shards(folder: str, split: str) -> tuple[list[Path], bool]:
@@ -232,3 +202,164 @@ def _check_finished(folder: Path, shards: Sequence[Path]) -> None:
     finished = {path.name.removesuffix("_stats.json") for path in folder.glob("*_stats.json")}
     if finished and (left := [shard for shard in shards if shard.stem not in finished]):
         raise DataError(f"{left[0]} has no {left[0].stem}_stats.json: let img2dataset finish it, or delete it")
+
+
+# ---------------------------------------------------------------- their index
+
+
+def open_index(shards: Sequence[Path], folder: Path, progress: bool = True) -> Index:
+    """Open the index of some shards; the first time, every shard is gone through once, which may be interrupted.
+
+    Raises:
+        DataError: for a shard that is missing, cut, no tar file, or not the one that was indexed; if no sample at all
+            has a picture and a caption.
+        OSError: if the folder can't be written.
+    """
+    path = folder / "index.sqlite"
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock").acquire()  # a second process waits for the first one's index
+        except OSError as error:
+            raise OSError(f"can't write {folder} ({error.strerror}): data.index can name another folder") from None
+        with lock:
+            if not path.is_file():
+                _build(shards, path, progress)
+    index = Index(path, shards[0].parent)
+    _compare(shards, index.shards, path)
+    return index
+
+
+def _compare(shards: Sequence[Path], known: dict[str, int], path: Path) -> None:
+    names = {shard.name for shard in shards}
+    if missing := [name for name in known if name not in names]:
+        raise DataError(
+            f"{shards[0].parent / missing[0]} is missing (so are {len(missing)} of the {len(known)} shards in {path}): "
+            f"bring it back, or delete {path.parent} to go on with what is there"
+        )
+    if new := [shard for shard in shards if shard.name not in known]:
+        raise DataError(
+            f"{new[0]} is not in {path} ({len(new)} shards are new): delete {path.parent} to have them read in; a run "
+            "that goes on then sees other batches"
+        )
+    for shard in shards:
+        if (size := shard.stat().st_size) != known[shard.name]:
+            raise DataError(
+                f"{shard} has {size:,} bytes, {path} says {known[shard.name]:,}: it is cut or another file; bring the "
+                f"right one back, or delete {path.parent} if this one is right"
+            )
+
+
+def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
+    part = path.with_suffix(".part")
+    try:
+        writer, done = _begun(part, shards)
+        with closing(writer.database):
+            for shard in tqdm(shards[done:], desc="index of the shards", unit="shard", disable=not progress):
+                left_out: Counter[str] = Counter()
+                size, where = _check_end(shard), Path(os.path.relpath(shard, shards[0].parent))
+                for item in scan(shard, left_out):
+                    writer.add(replace(item, image=where))
+                writer.database.execute("INSERT INTO shards VALUES (?,?)", (shard.name, size))
+                writer.database.executemany("INSERT INTO left_out VALUES (?,?)", left_out.items())
+                writer.database.commit()
+            if not writer.pictures:
+                found = writer.database.execute("SELECT reason, sum(pictures) FROM left_out GROUP BY reason")
+                reasons = ", ".join(f"{count:,} with {reason}" for reason, count in found) or "they are empty"
+                raise DataError(
+                    f"no sample in {shards[0].parent} can be used: {reasons}. Right would be key.jpg (or png, webp) "
+                    "with key.txt (a caption a line) or key.json (caption or captions) beside it in the tar"
+                )
+            writer.finish()
+    except sqlite3.Error as error:  # of a full disk, say
+        raise OSError(f"can't write {part} ({error})") from None
+    os.replace(part, path)
+
+
+def _begun(part: Path, shards: Sequence[Path]) -> tuple[Writer, int]:
+    """What an interruption left of the index, and how many shards are in it; begun anew if it is of other shards."""
+    try:
+        writer = Writer(part)
+        done = writer.database.execute("SELECT name, bytes FROM shards ORDER BY rowid").fetchall()
+        if done == [(shard.name, shard.stat().st_size) for shard in shards[: len(done)]]:
+            return writer, len(done)
+        writer.database.close()
+    except (sqlite3.Error, OSError):
+        pass
+    part.unlink()
+    return Writer(part), 0
+
+
+def scan(path: Path, left_out: Counter[str]) -> Iterator[Item]:
+    """The pictures in a tar file and their captions; pictures are passed over, captions read.
+
+    Args:
+        left_out: counts those that can't be used, by reason.
+
+    Raises:
+        DataError: if the file is cut or no tar file.
+    """
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for key, members in _samples_of(archive):
+                try:
+                    picture = next((members[ending] for ending in members if f".{ending}" in SUFFIXES), None)
+                    if picture is None:
+                        raise BadRow("no picture", path)
+                    captions = _captions(archive, members, f"{path}, {key}")
+                except BadRow as error:
+                    left_out[error.reason] += 1
+                    continue
+                yield Item(key, path, captions, span=(picture.offset_data, picture.size))
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path} is cut or no tar file ({error}): get or make it once more") from None
+
+
+def _samples_of(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Neighbours of one key as webdataset groups them: the key, {suffix: member}."""
+    key, members = "", dict[str, tarfile.TarInfo]()
+    for member in archive:
+        vars(archive)["members"] = []  # it keeps all that it has seen
+        base, suffix = base_plus_ext(member.name)
+        if base is None or not member.isfile():
+            continue
+        if base != key and members:
+            yield key, members
+            members = {}
+        key = base
+        members[suffix.lower()] = member
+    if members:
+        yield key, members
+
+
+def _captions(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], where: str) -> tuple[str, ...]:
+    """The captions of a sample: from its .json, else its .txt, a line each; raises BadRow if there are none."""
+
+    def content(suffix: str) -> bytes:
+        stream = archive.extractfile(members[suffix])
+        return stream.read() if stream else b""
+
+    if "json" in members:
+        try:
+            found = captions_of_json(content("json"))
+        except ValueError:
+            raise BadRow("unreadable captions", where) from None
+        if found:
+            return stripped(found, where)
+    if "txt" in members:
+        return captions_of(content("txt"), where)
+    raise BadRow("missing captions", where)
+
+
+def _check_end(path: Path) -> int:
+    """The bytes of a tar file, which ends in 1,024 zeros; raises DataError if this one doesn't."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            stream.seek(max(0, size - 1024))
+            end = stream.read()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}): bring the shard back") from None
+    if len(end) < 1024 or any(end):
+        raise DataError(f"{path} is cut: a tar file ends in 1,024 zero bytes, this one doesn't; get or make it anew")
+    return size

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..images import contact_sheet
-from .data_files import read_fields, without_suffix
+from .layouts import read_fields, without_suffix
 from .pictures import Photos, some
 
 SHEET_PICTURES = 24
@@ -23,11 +23,11 @@ STOP_WORDS = frozenset(
 
 def numbers(photos: Photos) -> dict[str, Any]:
     """Counts and spreads of a split, what is left out not counted; fits JSON."""
-    rows = photos.good_rows
-    items = [photos.items[row] for row in rows]
+    good = set(photos.good_rows)
+    items = [item for row, item in enumerate(photos.items) if row in good]
     texts = [caption for item in items for caption in item.captions]
     words = Counter(word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
-    sizes = np.array(photos.sizes)[rows]  # (N, 2)
+    sizes = np.array([item.size for item in items])  # (N, 2)
     areas = sizes.prod(1)
     listed = _listed_classes(photos)
     classes = {listed.get(without_suffix(item.key)) or item.key.rpartition("/")[0] for item in items} - {""}
@@ -42,7 +42,7 @@ def numbers(photos: Photos) -> dict[str, Any]:
             "smallest": sizes[areas.argmin()].tolist(),
             "largest": sizes[areas.argmax()].tolist(),
         },
-        "modes": dict(Counter(photos.modes[row] for row in rows).most_common()),
+        "modes": dict(Counter(item.mode for item in items).most_common()),
         "left_out": {reason: len(names) for reason, names in photos.left_out.items()},
         "cut_captions": len(photos.cut),
         "frequent_words": [word for word, _ in words.most_common(100) if word not in STOP_WORDS][:10],

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
+from ..data import BadRow, DataError
 from ..data.batches import Source
-from ..data.data_files import BadRow, DataError, read_table
+from ..data.captions import read_table
 from ..data.decoding import read_image
 from ..distributed import same_failure
 from ..images import EvaluationError, to_images
