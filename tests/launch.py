@@ -6,17 +6,20 @@ import socket
 import torch
 import torch.multiprocessing as mp
 
+CONTEXT = mp.get_context("forkserver")  # a server that has imported all this once, and computed nothing, forks them
+CONTEXT.set_forkserver_preload(["pytest", "torch.distributed", "galiplib.runs.run", "galiplib.evaluation"])
+
 
 def launch(work, processes, *args):
     """Call `work(rank, *args)` in so many gloo processes; an exception in one ends all and is raised here."""
-    mp.spawn(_start, (processes, free_port(), work, args), nprocs=processes)
+    mp.start_processes(_start, (processes, free_port(), work, args), processes, start_method="forkserver")
 
 
 def begin(work, processes, *args):
     """Start the same and leave them alone: nobody ends the others when one fails -> the processes."""
     port = free_port()
     started = [
-        mp.get_context("spawn").Process(target=_start, args=(rank, processes, port, work, args))
+        CONTEXT.Process(target=_start, args=(rank, processes, port, work, args))
         for rank in range(processes)
     ]
     for process in started:
