@@ -18,10 +18,7 @@ def launch(work, processes, *args):
 def begin(work, processes, *args):
     """Start the same and leave them alone: nobody ends the others when one fails -> the processes."""
     port = free_port()
-    started = [
-        CONTEXT.Process(target=_start, args=(rank, processes, port, work, args))
-        for rank in range(processes)
-    ]
+    started = [CONTEXT.Process(target=_start, args=(rank, processes, port, work, args)) for rank in range(processes)]
     for process in started:
         process.start()
     return started

@@ -1,13 +1,17 @@
 """The benchmarks' yardstick computes what galiplib computes: the same step, the same pictures."""
 
 import copy
-import subprocess
+import importlib
+import os
+import runpy
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from clip.model import LayerNorm
+from launch import launch
 from torch import Tensor, nn
 
 from benchmarks.reference import Reference
@@ -102,16 +106,29 @@ def test_the_reference_draws_the_same_pictures(pair):
     torch.testing.assert_close(ours, pictures, rtol=1e-9, atol=1e-9)
 
 
+def run(rank, folder, *command):
+    """A benchmark's lines as its own process would, what it prints in a file."""
+    os.chdir(BENCHMARKS)
+    sys.path.insert(0, str(BENCHMARKS))
+    with open(folder / "printed", "w") as stream, redirect_stdout(stream):
+        if command:
+            sys.argv = list(command)
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            for path in sorted(BENCHMARKS.glob("*.py")):
+                importlib.import_module(path.stem)
+
+
 @pytest.mark.slow
-def test_every_benchmark_can_be_imported():
+@pytest.mark.xdist_group("processes")
+def test_every_benchmark_can_be_imported(tmp_path):
     """They run for minutes, so that a name that moved is found here."""
-    names = ", ".join(path.stem for path in sorted(BENCHMARKS.glob("*.py")))
-    subprocess.run([sys.executable, "-c", f"import {names}"], cwd=BENCHMARKS, check=True)
+    launch(run, 1, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_benchmark_measures_what_it_says():
+@pytest.mark.xdist_group("processes")
+def test_a_benchmark_measures_what_it_says(tmp_path):
     """The smallest one, to its end: a training step of mini at batch 2."""
-    command = [sys.executable, "train_step.py", "--sizes", "mini", "--batch", "2", "--only", "ours fp32"]
-    made = subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True)
-    assert 0.2 < float(made.stdout.split()[-1]) < 8  # GB
+    launch(run, 1, tmp_path, "train_step.py", "--sizes", "mini", "--batch", "2", "--only", "ours fp32")
+    assert 0.2 < float((tmp_path / "printed").read_text().split()[-1]) < 8  # GB

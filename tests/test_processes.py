@@ -23,7 +23,10 @@ TINY = {
     "train.checkpoint_every": 2, "train.sample_every": 4, "train.evaluate_every": 4, "train.penalty_every": 2,
     "train.precision": "fp32",
 }  # fmt: skip
-pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with"),
+    pytest.mark.xdist_group("processes"),
+]
 
 
 def trained(folder, overrides=None, steps=None):
