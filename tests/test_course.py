@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from galiplib.config import folder_of
@@ -99,6 +100,7 @@ def test_bad_yaml_is_rejected(notebooks, capsys):
 
 def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(course, "DEMO", ["01", "06"])
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))  # where signatures are kept
     monkeypatch.chdir(tmp_path)  # a relative --out is relative to here
     assert course.main(["demo", "--profile", "tiny:small", "--out", "o", "-p", "train_steps", "3"], notebooks) == 0
     printed = capfd.readouterr().out
@@ -119,6 +121,7 @@ def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, m
     assert record["peak_mb"] == max(entry["peak_mb"] for entry in entries.values())
     executed = nbformat.read(folder / "notebooks" / "06_train.ipynb", as_version=4)
     assert "train_steps = 3" in executed.cells[2].source
+    assert NotebookNotary(data_dir=str(tmp_path / "jupyter")).check_signature(executed)  # JupyterLab shows its HTML
 
 
 def test_failing_notebook_stops_and_names_the_cell(notebooks, tmp_path, capsys):

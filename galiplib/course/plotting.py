@@ -333,21 +333,12 @@ def accuracy_bars(results: Mapping) -> Figure:
         x = np.arange(len(names)) + (place - (len(keys) - 1) / 2) * width
         bars = ax.bar(x, shares[key], 0.92 * width, color=colour, label=label, yerr=errors[key].fillna(0), ecolor=INK)
         ax.bar_label(bars, ["" if np.isnan(share) else f"{share:.0%}" for share in shares[key]], fontsize=9, padding=2)
-    chance = pd.Series(results.get("chance") or {}, dtype=float).reindex(names).to_numpy()
-    marked = np.flatnonzero(~np.isnan(chance))
-    if len(marked):
-        ax.hlines(
-            chance[marked],
-            marked - 0.45,
-            marked + 0.45,
-            color=INK,
-            linestyle=(0, (3, 2)),
-            linewidth=1.5,
-            label="chance",
-        )
+    if chance := results.get("chance"):
+        x, levels = np.arange(len(names)), [chance.get(name, np.nan) for name in names]
+        ax.hlines(levels, x - 0.45, x + 0.45, color=INK, linestyle=(0, (3, 2)), linewidth=1.5, label="chance")
     ax.set(title="What the caption names and the judge sees", ylim=(0, 1.1))
     ax.set_xticks(range(len(names)), names, color=INK, fontsize=11)
-    ax.set_yticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+    ax.yaxis.set_major_formatter("{x:.0%}")
     ax.grid(axis="x", visible=False)
     ax.tick_params(axis="x", length=0)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
