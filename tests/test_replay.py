@@ -11,11 +11,12 @@ import torch
 from PIL import Image, ImageSequence
 
 from galiplib import Run, WeightsError, load_generator, sample
+from galiplib.checkpoints.store import find_checkpoints
 from galiplib.images import save_png, to_uint8
 from galiplib.sampling import folder as batches
 from galiplib.sampling.animation import encode_animation, save_animation
 from galiplib.sampling.folder import read_captions, sample_file
-from galiplib.sampling.provenance import Origin, file_name, find_checkpoints, fingerprint, read_png, save_picture
+from galiplib.sampling.provenance import Origin, file_name, fingerprint, read_png, save_picture
 from galiplib.sampling.recipe import Recipe
 from galiplib.sampling.sample import collect, interpolate, replay
 

@@ -109,3 +109,10 @@ class ReadOnlyCheckpoints(Checkpoints):
 
     def forget_after(self, step: int) -> None:
         pass
+
+
+def find_checkpoints(folder: str | Path = "outputs") -> list[Path]:
+    """The run folders with a checkpoint, and the authors' state_epoch_*.pth, anywhere below a folder."""
+    folder = Path(folder)
+    runs = {path.parent.parent for path in folder.glob(f"**/{FOLDER}/step_*.pt")}
+    return sorted(runs) + sorted(folder.glob("**/state_epoch_*.pth"))

@@ -16,9 +16,10 @@ except ModuleNotFoundError as error:
     raise ImportError("the sampler panel needs ipywidgets: pip install 'galiplib[notebooks]'") from error
 
 from ..checkpoints.loading import load_generator
+from ..checkpoints.store import find_checkpoints
 from ..config import Config
 from ..runs.run import Run
-from ..sampling.provenance import Origin, find_checkpoints
+from ..sampling.provenance import Origin
 from ..sampling.recipe import Recipe
 from ..sampling.sample import Samples, recipes_of, walk
 from ..systems.galip import Generator

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,65 +30,52 @@ def encode_animation(
         ValueError: for another kind, no frames, a scale or fps below one, or pictures as `to_uint8` says.
         ImportError: for an MP4 without imageio-ffmpeg.
     """
-    frames = to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2) if scale >= 1 else []
-    if len(frames) == 0 or fps < 1:
+    if kind not in ENCODERS:
+        raise ValueError(f"an animation can be a gif or an mp4, not {kind!r}")
+    if min(len(images), scale, fps) < 1:
         raise ValueError(f"frames, scale and fps must be at least 1, not {len(images)}, {scale}, {fps}")
-    if bounce:
-        frames = np.concatenate([frames, frames[-2:0:-1]])
-    match kind:
-        case "gif":
-            return _gif(frames, fps, comment)
-        case "mp4":
-            return _mp4(frames, fps, comment)
-    raise ValueError(f"an animation can be a gif or an mp4, not {kind!r}")
+    frames = to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    return ENCODERS[kind](np.concatenate([frames, frames[-2:0:-1]]) if bounce else frames, fps, comment)
 
 
-def save_animation(images: Tensor | np.ndarray, path: str | Path, **options: int | bool | str) -> Path:
+def save_animation(images: Tensor | np.ndarray, path: str | Path, **options: Any) -> Path:
     """Write frames as `encode_animation` makes them; the file's ending, .gif or .mp4, says which kind.
 
     Raises:
         ValueError, ImportError: as `encode_animation`.
         OSError: if the file can't be written; the message names it.
     """
-    path = Path(path)
-    data = encode_animation(images, path.suffix.lower().removeprefix("."), **options)
+    data = encode_animation(images, Path(path).suffix.lower().removeprefix("."), **options)
     write_atomically(path, lambda stream: stream.write(data))
-    return path
+    return Path(path)
 
 
 def _gif(frames: np.ndarray, fps: int, comment: str) -> bytes:
-    pictures = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    first, *others = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
     buffer = io.BytesIO()
     duration = round(100 / fps) * 10  # ms; GIF counts in hundredths of a second
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0, disposal=1,
-        comment=comment.encode()[:60_000],
-    )  # fmt: skip
+    text = comment.encode()[:60_000]
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=duration, loop=0, disposal=1, comment=text)
     return buffer.getvalue()
 
 
 def _mp4(frames: np.ndarray, fps: int, comment: str) -> bytes:
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe
+        from imageio_ffmpeg import write_frames
     except ModuleNotFoundError as error:
         raise ImportError("an MP4 needs imageio-ffmpeg: pip install 'galiplib[notebooks]'; a GIF doesn't") from error
-    height, width = frames.shape[1:3]
-    frames = frames[:, : height - height % 2, : width - width % 2]  # H.264 with halved colours wants even sides
+    height, width = (side - side % 2 for side in frames.shape[1:3])  # H.264 with halved colours wants even sides
+    options = ["-crf", "16", "-metadata", f"comment={comment}", "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "walk.mp4"
-        done = subprocess.run(
-            [*_ffmpeg(get_ffmpeg_exe(), frames, fps, comment), str(path)],
-            input=np.ascontiguousarray(frames).tobytes(), capture_output=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"ffmpeg could not write the MP4: {done.stderr.decode(errors='replace').strip()}")
+        film = write_frames(
+            path, (width, height), fps=fps, codec="libx264", quality=None, macro_block_size=1, output_params=options
+        )
+        film.send(None)
+        for frame in frames:
+            film.send(frame[:height, :width].tobytes())
+        film.close()
         return path.read_bytes()
 
 
-def _ffmpeg(program: str, frames: np.ndarray, fps: int, comment: str) -> list[str]:
-    return [
-        program, "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
-        "-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", str(fps), "-i", "-",
-        "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "16", "-metadata", f"comment={comment}",
-        "-movflags", "+faststart",
-    ]  # fmt: skip
+ENCODERS = {"gif": _gif, "mp4": _mp4}

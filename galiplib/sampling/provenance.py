@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from ..checkpoints.store import FOLDER as CHECKPOINTS
 from ..files import WeightsError
-from ..images import Picture, save_png
+from ..images import Picture, contact_sheet, save_png
 from ..systems.galip import Generator
 from .recipe import Recipe
 
@@ -54,15 +55,10 @@ class Origin:
 
     def metadata(self, recipe: Recipe) -> dict[str, str]:
         """The text of a picture's PNG: `KEYS`; `settings` is JSON."""
-        return {
-            "caption": recipe.caption,
-            "seed": str(recipe.seed),
-            "checkpoint": self.checkpoint,
-            "weights": self.weights,
-            "averaged": "yes" if self.ema else "no",
-            "settings": json.dumps(recipe.settings, ensure_ascii=False),
-            "precision": self.precision,
-        }
+        settings = json.dumps(recipe.settings, ensure_ascii=False)
+        averaged = "yes" if self.ema else "no"
+        values = recipe.caption, str(recipe.seed), self.checkpoint, self.weights, averaged, settings, self.precision
+        return dict(zip(KEYS, values, strict=True))
 
 
 def fingerprint(generator: Generator) -> str:
@@ -88,6 +84,20 @@ def save_picture(image: Picture, path: str | Path, recipe: Recipe, origin: Origi
     if not is_there(path, origin.metadata(recipe)):
         save_png(image, path, origin.metadata(recipe))
     return path
+
+
+def save_sheet(
+    images: Tensor | np.ndarray, recipes: Sequence[Recipe], path: str | Path, origin: Origin, **layout: Any
+) -> Path:
+    """Write pictures as one PNG that says what they were made of; `layout` is that of `contact_sheet`."""
+    text = {
+        "caption": " | ".join(dict.fromkeys(recipe.caption for recipe in recipes)),
+        "seed": ", ".join(map(str, dict.fromkeys(recipe.seed for recipe in recipes))),
+        "checkpoint": origin.checkpoint,
+        "weights": origin.weights,
+        "made": recipes[0].settings,
+    }
+    return save_png(contact_sheet(images, **layout), path, text)
 
 
 def is_there(path: Path, metadata: Mapping[str, str]) -> bool:
@@ -139,16 +149,14 @@ def read_png(png: str | Path) -> tuple[Recipe, Origin]:
     return recipe, Origin(text["checkpoint"], text["weights"], text["averaged"] == "yes", text["precision"])
 
 
+def stem_of(caption: str) -> str:
+    """The start of a file name that tells the caption, safe on every file system."""
+    return "_".join(re.findall(r"[a-z0-9]+", caption.lower()))[:60].strip("_") or "picture"
+
+
 def file_name(recipe: Recipe) -> str:
-    """A name for the picture that tells captions and seeds, safe on every file system; other settings as a hash."""
-    words = "_".join(re.findall(r"[a-z0-9]+", recipe.caption.lower()))[:60].strip("_") or "picture"
+    """A name for the picture that tells caption and seed, and other settings as a hash."""
+    words = stem_of(recipe.caption)
     extra = json.dumps([recipe.caption, recipe.settings]) if recipe.settings or words == "picture" else ""
     tail = f"_{hashlib.sha256(extra.encode()).hexdigest()[:6]}" if extra else ""
     return f"{words}_seed{recipe.seed}{tail}.png"
-
-
-def find_checkpoints(folder: str | Path = "outputs") -> list[Path]:
-    """The run folders with a checkpoint, and the authors' state_epoch_*.pth, anywhere below a folder."""
-    folder = Path(folder)
-    runs = {path.parent.parent for path in folder.glob(f"**/{CHECKPOINTS}/step_*.pt")}
-    return sorted(runs) + sorted(folder.glob("**/state_epoch_*.pth"))
