@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from ..clip.bridge import ClipBridge
 from ..files import write_atomically
-from ..images import contact_sheet, save_png
 from ..systems.galip import Generator
-from .provenance import Origin, file_name, is_there, save_picture
+from .provenance import Origin, file_name, is_there, save_picture, save_sheet
 from .recipe import Recipe
 from .sample import check_count, draw
 
@@ -27,14 +26,6 @@ COLUMNS = {
     "caption": str, "seed": int, "truncation": float, "towards": str, "share": float, "seed_b": int, "turn": float,
     "late": str, "late_from": int,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A picture to be made: its recipe and the file that it goes to."""
-
-    recipe: Recipe
-    path: Path
 
 
 def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: Any) -> list[Recipe]:
@@ -50,12 +41,16 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
             that is not UTF-8 or holds no caption.
         OSError: if it can't be read.
     """
-    path = Path(path)
+    path, recipes = Path(path), []
     check_count(count)
-    recipes = []
-    for line, values in _lines(path):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+    plain = ((number, {"caption": line}) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    for line, values in _rows(text, path) if path.suffix.lower() == ".csv" else plain:
         try:
-            first = {"seed": seed, **settings, **values}
+            first = {"seed": seed, **settings, **{name: _cell(name, cell) for name, cell in values.items()}}
             recipes += [Recipe.of({**first, "seed": first["seed"] + i}) for i in range(count)]
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
@@ -64,70 +59,54 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
     return recipes
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, values) of each line with a caption; empty lines of a text are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from None
-    if path.suffix.lower() != ".csv":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield number, {"caption": line.strip()}
-        return
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    names = [name.strip() for name in reader.fieldnames or []]
+def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number, cells) of each row of a table: its caption, and the others that are filled in."""
+    reader = csv.DictReader(text.splitlines(keepends=True), restval="")
+    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
     if unknown := [name for name in names if name not in COLUMNS]:
         raise ValueError(f"{path}: unknown column {', '.join(map(repr, unknown))}; known are {', '.join(COLUMNS)}")
     if "caption" not in names:
         raise ValueError(f"{path} has no column 'caption' in its first line")
     for row in reader:
-        values = {}
         if None in row:
             raise ValueError(f"{path}, line {reader.line_num}: more cells than columns; a comma needs quotes around it")
-        for name, cell in zip(names, row.values(), strict=True):
-            if name == "caption" or (cell or "").strip():
-                try:
-                    values[name] = COLUMNS[name]((cell or "").strip())
-                except ValueError:
-                    raise ValueError(f"{path}, line {reader.line_num}: {name} is no number but {cell!r}") from None
-        yield reader.line_num, values
+        yield reader.line_num, {name: cell for name, cell in row.items() if name == "caption" or cell.strip()}
 
 
-def plan(recipes: list[Recipe], folder: str | Path, origin: Origin) -> tuple[list[Planned], int]:
-    """The files that the recipes go to, and how many of them are there already.
+def _cell(name: str, cell: str) -> str | int | float:
+    try:
+        return COLUMNS[name](cell.strip())
+    except ValueError:
+        raise ValueError(f"{name} is no number but {cell!r}") from None
+
+
+def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
+    """The files that the recipes go to.
 
     Raises:
-        FileExistsError: naming a file of the folder that holds something else than it would get.
+        FileExistsError: for a folder that holds the pictures of another list.
     """
-    folder = Path(folder)
-    digits = max(4, len(str(len(recipes))))
-    planned = [
-        Planned(recipe, folder / f"{number:0{digits}d}_{file_name(recipe)}") for number, recipe in enumerate(recipes, 1)
-    ]
-    done = sum(is_there(one.path, origin.metadata(one.recipe)) for one in planned)
+    folder, digits = Path(folder), max(4, len(str(len(recipes))))
+    planned = {folder / f"{number:0{digits}d}_{file_name(recipe)}": recipe for number, recipe in enumerate(recipes, 1)}
     manifest, sheet = folder / MANIFEST, folder / SHEET
-    if manifest.exists():
-        names = {one.path.name for one in planned}
-        others = [name for name in _files_of(manifest) if name not in names]
-        if others:
-            raise FileExistsError(
-                f"{manifest} is of another list of captions (it has {others[0]}): choose another folder or move it away"
-            )
-    elif sheet.exists():
-        raise FileExistsError(f"{sheet} is there already, but no {MANIFEST}: choose another folder or move it away")
-    return planned, done
-
-
-def _files_of(manifest: Path) -> list[str]:
+    if not manifest.exists():
+        if sheet.exists():
+            raise FileExistsError(f"{sheet} is there already, but no {MANIFEST}: choose another folder or move it away")
+        return planned
     try:
-        return [json.loads(line)["file"] for line in manifest.read_text().splitlines()]
+        found = [json.loads(line)["file"] for line in manifest.read_text().splitlines()]
     except (ValueError, KeyError, TypeError):
         raise FileExistsError(f"{manifest} is there already and no manifest of pictures: move it away") from None
+    names = {path.name for path in planned}
+    if others := [name for name in found if name not in names]:
+        raise FileExistsError(
+            f"{manifest} is of another list of captions (it has {others[0]}): choose another folder or move it away"
+        )
+    return planned
 
 
 def sample_file(
-    generator: Generator, bridge: ClipBridge, recipes: list[Recipe], folder: str | Path, origin: Origin,
+    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], folder: str | Path, origin: Origin,
     progress: bool = True,
 ) -> Path:  # fmt: skip
     """Draw recipes, of `read_captions` or others, into a folder: PNGs, manifest.jsonl, sheet.png.
@@ -142,38 +121,36 @@ def sample_file(
         FileExistsError: before anything is drawn, for a file of the folder that would be overwritten with another.
         ValueError, FloatingPointError: as `draw`. OSError: for a folder that can't be written.
     """
-    folder = Path(folder)
-    planned, done = plan(recipes, folder, origin)
-    todo = [one for one in planned if not one.path.exists()] if done else planned
-    with tqdm(total=len(planned), initial=done, desc="pictures", disable=not progress) as bar:
+    planned = plan(recipes, folder)
+    todo = [path for path, recipe in planned.items() if not is_there(path, origin.metadata(recipe))]
+    with tqdm(total=len(planned), initial=len(planned) - len(todo), desc="pictures", disable=not progress) as bar:
         try:
-            parts = draw(generator, bridge, [one.recipe for one in todo]) if todo else ()
             waiting = iter(todo)
-            for part in parts:
-                for image, one in zip(part, waiting, strict=False):
-                    save_picture(image, one.path, one.recipe, origin)
+            for part in draw(generator, bridge, [planned[path] for path in todo]):
+                for image, path in zip(part, waiting, strict=False):
+                    save_picture(image, path, planned[path], origin)
                     bar.update()
         finally:
-            _write_manifest(planned, folder, origin)
-    return _write_sheet(planned[:SHEET_PICTURES], folder, origin)
+            _write_manifest(planned, Path(folder) / MANIFEST, origin)
+    return _write_sheet(list(planned.items())[:SHEET_PICTURES], Path(folder) / SHEET, origin)
 
 
-def _write_manifest(planned: list[Planned], folder: Path, origin: Origin) -> None:
+def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin) -> None:
     lines = []
-    for one in planned:
-        if one.path.exists():
-            record = {"file": one.path.name, "caption": one.recipe.caption, "seed": one.recipe.seed}
-            lines.append(json.dumps({**record, "settings": one.recipe.settings, **asdict(origin)}, ensure_ascii=False))
+    for path, recipe in planned.items():
+        if path.exists():
+            record = {"file": path.name, "caption": recipe.caption, "seed": recipe.seed, "settings": recipe.settings}
+            lines.append(json.dumps({**record, **asdict(origin)}, ensure_ascii=False) + "\n")
     if lines:
-        write_atomically(folder / MANIFEST, lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
+        write_atomically(manifest, lambda stream: stream.write("".join(lines).encode()))
 
 
-def _write_sheet(planned: list[Planned], folder: Path, origin: Origin) -> Path:
+def _write_sheet(shown: list[tuple[Path, Recipe]], sheet: Path, origin: Origin) -> Path:
     pictures = []
-    for one in planned:
-        with Image.open(one.path) as picture:
+    for path, _ in shown:
+        with Image.open(path) as picture:
             pictures.append(np.asarray(picture.convert("RGB")))
-    labels = [f"{one.recipe.text} · {one.recipe.seed}" for one in planned]
-    scale = max(1, round(112 / pictures[0].shape[0]))
-    sheet = contact_sheet(np.stack(pictures), columns=8, captions=labels, scale=scale, font_size=11)
-    return save_png(sheet, folder / SHEET, {"checkpoint": origin.checkpoint, "weights": origin.weights})
+    recipes = [recipe for _, recipe in shown]
+    labels, scale = [f"{recipe.text} · {recipe.seed}" for recipe in recipes], max(1, round(112 / len(pictures[0])))
+    made = np.stack(pictures)  # (N, H, W, 3)
+    return save_sheet(made, recipes, sheet, origin, columns=8, captions=labels, scale=scale, font_size=11)

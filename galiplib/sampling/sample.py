@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from .recipe import Recipe, check_caption
 
 MAX_COUNT = 4096  # pictures of one caption: more is a slip of the keyboard
 GPU_BATCH = 32
+Setting = float | int | str | None
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,9 @@ class Samples:
 
 
 def sample(
-    generator: Generator,
-    bridge: ClipBridge,
-    captions: str | Sequence[str],
-    count: int = 1,
-    seed: int = 0,
-    batch_size: int | None = None,
-    progress: bool = False,
-    **settings: float | int | str | None,
-) -> Samples:
+    generator: Generator, bridge: ClipBridge, captions: str | Sequence[str], count: int = 1, seed: int = 0,
+    batch_size: int | None = None, progress: bool = False, **settings: Setting,
+) -> Samples:  # fmt: skip
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
     Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions;
@@ -89,9 +85,7 @@ def sample(
     return collect(generator, bridge, recipes_of(captions, count, seed, **settings), batch_size, progress)
 
 
-def recipes_of(
-    captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: float | int | str | None
-) -> list[Recipe]:
+def recipes_of(captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: Setting) -> list[Recipe]:
     """The recipes of `sample`; raises ValueError as it does."""
     texts = [captions] if isinstance(captions, str) else list(captions)
     if not texts:
@@ -109,15 +103,9 @@ def check_count(count: int, name: str = "count", least: int = 1) -> None:
 
 
 def interpolate(
-    generator: Generator,
-    bridge: ClipBridge,
-    caption_a: str,
-    caption_b: str | None = None,
-    steps: int = 8,
-    seed: int = 0,
-    seed_b: int | None = None,
-    truncation: float = 1.0,
-) -> Samples:
+    generator: Generator, bridge: ClipBridge, caption_a: str, caption_b: str | None = None, steps: int = 8,
+    seed: int = 0, seed_b: int | None = None, truncation: float = 1.0,
+) -> Samples:  # fmt: skip
     """Walk from one caption to another in a straight line between their sentences, from one noise to another on an arc.
 
     Without `caption_b` the caption holds still, without `seed_b` the noise does.
@@ -137,18 +125,17 @@ def walk(
 ) -> list[Recipe]:
     """The recipes of `interpolate`; raises ValueError as it does."""
     check_count(steps, "steps", least=2)
-    shares = torch.linspace(0, 1, steps).tolist()
-    made = []
-    for share in shares:
+    start, made = {"caption": caption_a, "seed": seed, "truncation": truncation}, []
+    for share in torch.linspace(0, 1, steps).tolist():
         captions = {} if caption_b is None else {"towards": caption_b, "share": share}
         noises = {} if seed_b is None else {"seed_b": seed_b, "turn": share}
-        made.append(Recipe(caption_a, seed, truncation, **captions, **noises))
+        made.append(Recipe.of({**start, **captions, **noises}))
     return made
 
 
 def rank(
     generator: Generator, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
-    progress: bool = False, **settings: float | int | str | None,
+    progress: bool = False, **settings: Setting,
 ) -> Samples:  # fmt: skip
     """Draw `make` pictures of a caption and keep the `keep` that CLIP finds most like it, best first.
 
@@ -168,11 +155,10 @@ def rank(
 @torch.inference_mode()
 def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
     """The pictures whose CLIP embeddings have the largest cosines with their sentences', best first."""
-    sentence_of = _Sentences(bridge, made.recipes)
-    scores = []
+    sentence_of, scores = _reader(bridge, made.recipes), []
     for image, recipe in zip(made.images, made.recipes, strict=True):
-        embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1].float()  # (1, E)
-        scores.append(F.cosine_similarity(embedding, sentence_of(recipe)[None].float()).item())
+        embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1][0].float()  # (E,)
+        scores.append(F.cosine_similarity(embedding, _mixed(sentence_of, recipe).float(), dim=0).item())
     best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
     return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
 
@@ -181,12 +167,9 @@ def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
 
 
 def collect(
-    generator: Generator,
-    bridge: ClipBridge,
-    recipes: Sequence[Recipe],
-    batch_size: int | None = None,
+    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None,
     progress: bool = False,
-) -> Samples:
+) -> Samples:  # fmt: skip
     """All pictures of `draw` together; `progress` shows a bar."""
     with tqdm(total=len(recipes), desc="pictures", delay=1, disable=not progress) as bar:
         parts = []
@@ -218,14 +201,14 @@ def draw(
     blocks = len(generator.blocks)
     if (latest := max((recipe.late_from for recipe in recipes), default=0)) > blocks:
         raise ValueError(f"late_from must lie between 0 and {blocks}, the number of generator blocks, not {latest}")
-    sentence_of = _Sentences(bridge, recipes)
+    sentence_of = _reader(bridge, recipes)
     for part in _batches(recipes, batch_size):
         with torch.inference_mode():
             noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
-            sentence = torch.stack([sentence_of(recipe) for recipe in part]).to(weight)  # (B, E)
+            sentence = torch.stack([_mixed(sentence_of, recipe) for recipe in part]).to(weight)  # (B, E)
             late = None
             if part[0].late:
-                late = noise, torch.stack([sentence_of.encoded(recipe.late) for recipe in part]).to(weight)
+                late = noise, torch.stack([sentence_of(recipe.late) for recipe in part]).to(weight)
             images = generator(noise, sentence, late, part[0].late_from).float().cpu()
         check_finite(images)
         yield images.clamp(-1, 1)
@@ -239,32 +222,25 @@ def _batches(recipes: Sequence[Recipe], batch_size: int) -> Iterator[list[Recipe
             yield waiting[start : start + batch_size]
 
 
-class _Sentences:
-    """Recipe -> sentence embedding (E,). All captions are checked at once, each is encoded once and alone when needed.
+def _reader(bridge: ClipBridge, recipes: Iterable[Recipe]) -> Callable[[str], Tensor]:
+    """Caption -> sentence embedding (E,), each encoded once and alone; all are checked here, before anything is drawn.
 
     Warns of words that are not read.
     """
+    tokens = {}  # caption -> (1, context)
+    for text in dict.fromkeys(text for recipe in recipes for text in recipe.captions):
+        if unread := bridge.unread(text):
+            shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
+            room = f"longer than the {bridge.context_length} tokens that CLIP reads"
+            warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
+        tokens[text] = bridge.tokenize(text)
+    return cache(lambda text: bridge.encode_text(tokens[text].to(bridge.pixel_mean.device))[0])
 
-    def __init__(self, bridge: ClipBridge, recipes: Iterable[Recipe]) -> None:
-        self.bridge, self.found = bridge, {}
-        self.tokens = {}  # caption -> (1, context)
-        for text in dict.fromkeys(text for recipe in recipes for text in recipe.captions):
-            if unread := bridge.unread(text):
-                shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
-                room = f"longer than the {bridge.context_length} tokens that CLIP reads"
-                warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
-            self.tokens[text] = bridge.tokenize(text)
 
-    def encoded(self, text: str) -> Tensor:
-        """Caption -> (E,)."""
-        if text not in self.found:
-            tokens = self.tokens[text].to(self.bridge.pixel_mean.device)
-            self.found[text] = self.bridge.encode_text(tokens)[0]
-        return self.found[text]
-
-    def __call__(self, recipe: Recipe) -> Tensor:
-        first = self.encoded(recipe.caption)  # (E,)
-        return torch.lerp(first, self.encoded(recipe.towards), recipe.share) if recipe.share else first
+def _mixed(sentence_of: Callable[[str], Tensor], recipe: Recipe) -> Tensor:
+    """The sentence (E,) of a recipe."""
+    first = sentence_of(recipe.caption)  # (E,)
+    return torch.lerp(first, sentence_of(recipe.towards), recipe.share) if recipe.share else first
 
 
 # ---------------------------------------------------------------- a picture made again
