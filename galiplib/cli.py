@@ -6,11 +6,10 @@ import argparse
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .sampling.provenance import Origin
-    from .sampling.sample import Samples
     from .systems.galip import Generator
 
 PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
@@ -27,7 +25,6 @@ PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it choos
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
-ANIMATIONS = (".gif", ".mp4")
 ABORTED = {"shards": "stopped; finished shards are kept, the same command goes on"}
 SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     "profile": {"default": "mini", "help": PROFILE_HELP},
@@ -211,6 +208,7 @@ def sample(args: argparse.Namespace) -> None:
     """Make pictures of captions: one, a sheet, the best of many, or those of a whole file."""
     from .images import save_png
     from .sampling.folder import read_captions, sample_file
+    from .sampling.provenance import save_sheet, stem_of
     from .sampling.sample import rank, sample
 
     for name, command in MOVED.items():
@@ -237,26 +235,30 @@ def sample(args: argparse.Namespace) -> None:
     settings |= {"towards": args.towards, "share": args.share} if args.towards else {}
     if args.best is not None:
         made = rank(generator, generator.bridge, args.captions[0], count, args.best, args.seed, True, **settings)
-        for recipe, score in zip(made.recipes, made.scores, strict=True):
+        for recipe, score in zip(made.recipes, made.scores or [], strict=True):
             print(f"seed {recipe.seed}: CLIP similarity {score:.3f}")
     else:
         made = sample(generator, generator.bridge, args.captions, count, args.seed, progress=True, **settings)
-    out = args.out or Path(slug(args.captions[0]) + ".png")
+    out = args.out or Path(f"{stem_of(args.captions[0])}.png")
     if len(made) == 1:
         print(save_png(made.images[0], out, origin.metadata(made.recipes[0])))
-    else:
-        print(save_sheet(made, out, origin, min(len(made) // len(args.captions), 8), args.scale, args.captions))
+        return
+    columns = min(len(made) // len(args.captions), 8)
+    rows = args.captions if len(args.captions) > 1 and len(args.captions) * columns == len(made) else None
+    print(save_sheet(made.images, made.recipes, out, origin, columns=columns, captions=rows, scale=args.scale))
 
 
 def walk(args: argparse.Namespace) -> None:
     """Walk from a caption to another one, from a seed to another, or both: a .gif, .mp4, or a .png of all steps."""
-    from .sampling.animation import save_animation
+    from .sampling.animation import ENCODERS, save_animation
+    from .sampling.provenance import save_sheet, stem_of
     from .sampling.sample import interpolate
 
     if len(args.captions) > 1:
         raise ValueError("a walk starts at one caption; --towards says where it goes")
-    caption, out = args.captions[0], args.out or Path(slug(args.captions[0]) + "_walk.gif")
-    moving = out.suffix.lower() in ANIMATIONS
+    caption = args.captions[0]
+    out = args.out or Path(f"{stem_of(caption)}_walk.gif")
+    moving = out.suffix.lower().removeprefix(".") in ENCODERS
     steps = args.steps if args.steps is not None else 48 if moving else 8
     generator, origin = load_drawing(args)
     ends = caption, args.towards, steps, args.seed, args.to_seed, args.truncation
@@ -265,7 +267,7 @@ def walk(args: argparse.Namespace) -> None:
         comment = f"{made.captions[0]} -> {made.captions[-1]}; seed {args.seed}; {origin.checkpoint} {origin.weights}"
         print(save_animation(made.images, out, scale=args.scale, comment=comment))
     else:
-        print(save_sheet(made, out, origin, steps, args.scale))
+        print(save_sheet(made.images, made.recipes, out, origin, columns=steps, scale=args.scale))
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -281,28 +283,6 @@ def replay(args: argparse.Namespace) -> None:
         print(f"made {args.png} again: {made.captions[0]!r}, seed {made.seeds[0]}; --out FILE writes it")
     else:
         print(save_png(made.images[0], args.out, read_png(args.png)[1].metadata(made.recipes[0])))
-
-
-def save_sheet(
-    made: Samples, out: Path, origin: Origin, columns: int, scale: int, captions: Sequence[str] = ()
-) -> Path:
-    """Pictures as one PNG that says how they were made; of several captions each stands above its row."""
-    from .images import contact_sheet, save_png
-
-    rows = captions if len(captions) > 1 and len(captions) * columns == len(made) else None
-    sheet = contact_sheet(made.images, columns, rows, scale)
-    return save_png(
-        sheet, out, {
-            "caption": " | ".join(dict.fromkeys(recipe.caption for recipe in made.recipes)),
-            "seed": ", ".join(map(str, dict.fromkeys(made.seeds))),
-            "checkpoint": origin.checkpoint, "weights": origin.weights, "made": made.recipes[0].settings,
-        },
-    )  # fmt: skip
-
-
-def slug(caption: str) -> str:
-    """A file name that tells the caption."""
-    return re.sub(r"\W+", "_", caption.lower()).strip("_")[:60] or "pictures"
 
 
 # ---------------------------------------------------------------- options

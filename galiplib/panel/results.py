@@ -17,7 +17,7 @@ import torch
 from ..files import write_atomically
 from ..images import png_bytes
 from ..sampling.animation import encode_animation
-from ..sampling.provenance import Origin, file_name
+from ..sampling.provenance import Origin, file_name, stem_of
 from ..sampling.recipe import Recipe
 from ..sampling.sample import Samples, draw, nearest
 from ..systems.galip import Generator
@@ -52,11 +52,9 @@ class Drawing:
     @classmethod
     def of_pictures(cls, made: Samples, origin: Origin, title: str, settings: Mapping[str, Any]) -> Self:
         """Single pictures side by side, each a link that downloads it."""
-        files = _pngs(made, origin)
-        side = made.images.shape[-1]
-        width = LARGE if len(files) == 1 else TILE
-        shown = [_linked(name, data, width, side, text) for (name, data), text in _described(files, made)]
-        labels = [f"seed {recipe.seed}" for recipe in made.recipes]
+        width = LARGE if len(made) == 1 else TILE
+        files, shown = _linked(made, origin, width)
+        labels = [f"seed {seed}" for seed in made.seeds]
         if made.scores:
             labels = [f"{label} · {score:.3f}" for label, score in zip(labels, made.scores, strict=True)]
         return cls(title, files, PNG, panel_html.figures(shown, labels, width), next(iter(files.values())), settings)
@@ -64,9 +62,7 @@ class Drawing:
     @classmethod
     def of_grid(cls, made: Samples, origin: Origin, columns: int, title: str, settings: Mapping[str, Any]) -> Self:
         """Captions below each other, seeds side by side."""
-        files = _pngs(made, origin)
-        side = made.images.shape[-1]
-        cells = [_linked(name, data, CELL, side, text) for (name, data), text in _described(files, made)]
+        files, cells = _linked(made, origin, CELL)
         rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
         heads = [f"seed {seed}" for seed in made.seeds[:columns]]
         shown = panel_html.table(rows, made.captions[::columns], heads)
@@ -76,10 +72,9 @@ class Drawing:
     def of_walk(cls, made: Samples, origin: Origin, kind: str, title: str, settings: Mapping[str, Any]) -> Self:
         """An animation; `kind` is gif or mp4."""
         side = made.images.shape[-1]
-        scale = max(1, round(224 / side))
         comment = f"{title}; {origin.checkpoint} {origin.weights}"
-        data = encode_animation(made.images, kind, scale=scale, comment=comment)
-        name = re.sub(r"_seed.*", f"_walk.{kind}", file_name(made.recipes[0]))
+        data = encode_animation(made.images, kind, scale=max(1, round(224 / side)), comment=comment)
+        name = f"{stem_of(made.recipes[0].caption)}_walk.{kind}"
         shown = panel_html.picture(data, KINDS[kind], LARGE, side, title)
         first = png_bytes(made.images[0], origin.metadata(made.recipes[0]))
         return cls(title, {name: data}, KINDS[kind], panel_html.figures([shown], [title], LARGE), first, settings)
@@ -114,8 +109,9 @@ class Made(NamedTuple):
 
 
 def drawing_job(
-    generator: Generator, recipes: Sequence[Recipe], make: Callable[[Samples], Drawing], best: int | None = None
-) -> Job:
+    generator: Generator, origin: Origin, recipes: Sequence[Recipe], make: Callable[[Samples, Origin], Drawing],
+    best: int | None = None,
+) -> Job:  # fmt: skip
     """Draw recipes, keep the `best` nearest to CLIP if asked for, make a drawing of them: a job -> `Made`."""
     started, done, parts = time.perf_counter(), 0, []
     steps = draw(generator, generator.bridge, recipes)
@@ -130,23 +126,18 @@ def drawing_job(
     if best is not None:
         made = nearest(generator.bridge, made, best)
     seconds = time.perf_counter() - started
-    return Made(make(made), seconds, [str(warning.message) for warning in warned])
+    return Made(make(made, origin), seconds, [str(warning.message) for warning in warned])
 
 
-def _pngs(made: Samples, origin: Origin) -> dict[str, bytes]:
-    return {
-        file_name(recipe): png_bytes(image, origin.metadata(recipe))
-        for image, recipe in zip(made.images, made.recipes, strict=True)
-    }
-
-
-def _described(files: Mapping[str, bytes], made: Samples) -> Sequence[tuple[tuple[str, bytes], str]]:
-    texts = [f"{recipe.text}, seed {recipe.seed}" for recipe in made.recipes]
-    return list(zip(files.items(), texts, strict=True))
-
-
-def _linked(name: str, data: bytes, width: int, side: int, text: str) -> str:
-    return panel_html.download(data, PNG, name, panel_html.picture(data, PNG, width, side, text))
+def _linked(made: Samples, origin: Origin, width: int) -> tuple[dict[str, bytes], list[str]]:
+    """PNG files, and HTML of each picture, a link that downloads it."""
+    files, shown = {}, []
+    for image, recipe in zip(made.images, made.recipes, strict=True):
+        name, data = file_name(recipe), png_bytes(image, origin.metadata(recipe))
+        picture = panel_html.picture(data, PNG, width, image.shape[-1], f"{recipe.text}, seed {recipe.seed}")
+        files[name] = data
+        shown.append(panel_html.download(data, PNG, name, picture))
+    return files, shown
 
 
 def _write(path: Path, data: bytes) -> Path:

@@ -24,7 +24,7 @@ from ..sampling.recipe import Recipe
 from ..sampling.sample import Samples, recipes_of, walk
 from ..systems.galip import Generator
 from . import html as panel_html
-from .controls import Controls, HistoryEntry
+from .controls import TABS, Controls, HistoryEntry
 from .jobs import Job, Jobs
 from .results import Drawing, Made, drawing_job
 
@@ -70,7 +70,7 @@ class _Sampler:
         keep: str | Path | None, training: Config | None,
     ) -> None:  # fmt: skip
         self.generator, self.origin = generator, Origin.of(generator, checkpoint)
-        self.folder, self.training = folder, training
+        self.folder = folder
         self.keep = folder / "kept" if keep is None else Path(keep)
         self.drawn = 0
         self.quiet = False  # while the panel itself sets controls
@@ -79,9 +79,11 @@ class _Sampler:
         self._find_checkpoints()
         for button, action in (
             (c.draw, self._draw), (c.roll, self._roll), (c.animate, self._animate), (c.cancel, self.jobs.cancel),
-            (c.again, self._find_checkpoints), (c.train, self._train),
+            (c.again, self._find_checkpoints),
         ):  # fmt: skip
             button.on_click(self._shown(action))
+        if training is not None:
+            c.train.on_click(self._shown(partial(self._train, training)))
         for control, action in (
             (c.examples, self._take_example), (c.share, self._preview), (c.late, self._preview),
             (c.checkpoint, self._load), (c.averaged, self._load),
@@ -156,16 +158,16 @@ class _Sampler:
         if tab == 0:
             recipes = recipes_of(caption, max(c.best.value, c.count.value), seed, truncation=truncation)
             best = c.count.value if c.best.value else None
-            self._make(recipes, lambda made: Drawing.of_pictures(made, self.origin, caption, settings), best)
+            self._make(recipes, partial(Drawing.of_pictures, title=caption, settings=settings), best)
         elif tab == 1:
             recipe = self._mixture()
-            self._make([recipe], lambda made: Drawing.of_pictures(made, self.origin, recipe.text, settings))
+            self._make([recipe], partial(Drawing.of_pictures, title=recipe.text, settings=settings))
         else:
             captions = [" ".join(line.split()) for line in c.captions.value.splitlines() if line.strip()]
             columns = c.columns.value
             recipes = recipes_of(captions, columns, seed, truncation=truncation)
             title = f"{len(captions)} captions, {columns} seeds each"
-            self._make(recipes, lambda made: Drawing.of_grid(made, self.origin, columns, title, settings))
+            self._make(recipes, partial(Drawing.of_grid, columns=columns, title=title, settings=settings))
 
     def _mixture(self) -> Recipe:
         c = self.controls
@@ -177,35 +179,39 @@ class _Sampler:
 
     def _animate(self) -> None:
         c, mixture = self.controls, self._mixture()
-        kind, settings = c.kind.value, self._settings()
         recipes = walk(mixture.caption, mixture.towards, c.frames.value, mixture.seed, truncation=mixture.truncation)
-        title = f"{mixture.caption} → {mixture.towards}"
-        self._make(recipes, lambda made: Drawing.of_walk(made, self.origin, kind, title, settings))
+        title, settings = f"{mixture.caption} → {mixture.towards}", self._settings()
+        self._make(recipes, partial(Drawing.of_walk, kind=c.kind.value, title=title, settings=settings))
 
     def _preview(self) -> None:
         """The mixture as the slider stands now; of many moves only the last one is drawn."""
         recipe = self._mixture()
+        self._make([recipe], partial(Drawing.of_pictures, title=recipe.text, settings={}), preview=True)
+
+    def _make(
+        self, recipes: list[Recipe], make: Callable[[Samples, Origin], Drawing], best: int | None = None,
+        preview: bool = False,
+    ) -> None:  # fmt: skip
+        """Draw recipes into the open tab and remember them; a preview only shows in the mixture's."""
+        view = TABS.index("Two captions") if preview else self.controls.tabs.selected_index
 
         def show(result: Made) -> None:
-            drawing = result.drawing
-            self.controls.mixture.value = drawing.shown
-            self._say(_told(f"mixture: {recipe.text}", [recipe], result, self.origin))
-
-        def make(made: Samples) -> Drawing:
-            return Drawing.of_pictures(made, self.origin, recipe.text, {})
-
-        self._start("preview", "drawing", lambda: drawing_job(self.generator, [recipe], make), show)
-
-    def _make(self, recipes: list[Recipe], make: Callable[[Samples], Drawing], best: int | None = None) -> None:
-        view = self.controls.tabs.selected_index
-
-        def show(result: Made) -> None:
-            self.drawn += 1
+            what, origin = f"mixture: {result.drawing.title}", self.origin
             self._show(result.drawing, view)
-            self._remember(result.drawing, view)
-            self._say(_told(f"drawing {self.drawn}: {result.drawing.title}", recipes, result, self.origin))
+            if not preview:
+                self.drawn += 1
+                what = f"drawing {self.drawn}: {result.drawing.title}"
+                self._remember(result.drawing, view)
+            seeds = sorted({recipe.seed for recipe in recipes})
+            which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+            weights = origin.checkpoint if origin.ema else f"{origin.checkpoint} (in training)"
+            notes = (f"note: {note}" for note in result.notes)
+            self._say(" · ".join([what, which, f"{result.seconds:.2f} s", weights, *notes]))
 
-        self._start("draw", "drawing", lambda: drawing_job(self.generator, recipes, make, best), show)
+        def job() -> Job:  # with the weights that are in use when its turn comes
+            return drawing_job(self.generator, self.origin, recipes, make, best)
+
+        self._start("preview" if preview else "draw", "drawing", job, show)
 
     def _show(self, drawing: Drawing, view: int) -> None:
         c = self.controls
@@ -290,8 +296,8 @@ class _Sampler:
         self._say(f"loading {path} …")
         self.jobs.start("load", job, finished, failed, cancelled)
 
-    def _train(self) -> None:
-        folder, config = self.folder / "a_minute", self.training
+    def _train(self, config: Config) -> None:
+        folder = self.folder / "a_minute"
 
         def job() -> Job:
             yield 0, config.train.max_steps
@@ -308,12 +314,3 @@ class _Sampler:
             self.controls.checkpoint.value = str(folder)  # which loads it
 
         self._start("train", f"training in {folder}", job, finished)
-
-
-def _told(what: str, recipes: Sequence[Recipe], result: Made, origin: Origin) -> str:
-    """The status line of a drawing."""
-    seeds = [recipe.seed for recipe in recipes]
-    which = f"seed {seeds[0]}" if min(seeds) == max(seeds) else f"seeds {min(seeds)} to {max(seeds)}"
-    weights = origin.checkpoint if origin.ema else f"{origin.checkpoint} (in training)"
-    parts = [what, which, f"{result.seconds:.2f} s", weights, *(f"note: {note}" for note in result.notes)]
-    return " · ".join(parts)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,6 @@ from .recipe import Recipe, check_caption
 
 MAX_COUNT = 4096  # pictures of one caption: more is a slip of the keyboard
 GPU_BATCH = 32
-Setting = float | int | str | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Samples:
 
 def sample(
     generator: Generator, bridge: ClipBridge, captions: str | Sequence[str], count: int = 1, seed: int = 0,
-    batch_size: int | None = None, progress: bool = False, **settings: Setting,
+    batch_size: int | None = None, progress: bool = False, **settings: Any,
 ) -> Samples:  # fmt: skip
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
@@ -85,7 +85,7 @@ def sample(
     return collect(generator, bridge, recipes_of(captions, count, seed, **settings), batch_size, progress)
 
 
-def recipes_of(captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: Setting) -> list[Recipe]:
+def recipes_of(captions: str | Sequence[str], count: int = 1, seed: int = 0, **settings: Any) -> list[Recipe]:
     """The recipes of `sample`; raises ValueError as it does."""
     texts = [captions] if isinstance(captions, str) else list(captions)
     if not texts:
@@ -135,7 +135,7 @@ def walk(
 
 def rank(
     generator: Generator, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
-    progress: bool = False, **settings: Setting,
+    progress: bool = False, **settings: Any,
 ) -> Samples:  # fmt: skip
     """Draw `make` pictures of a caption and keep the `keep` that CLIP finds most like it, best first.
 
