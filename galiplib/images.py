@@ -15,6 +15,7 @@ from torch import Tensor
 from .files import write_atomically
 
 Picture = Image.Image | Tensor | np.ndarray
+CAPTION_LINES = 8  # of a sheet: longer ones end in '…'
 
 
 class EvaluationError(ValueError):
@@ -84,20 +85,15 @@ def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(
-    images: Tensor | np.ndarray,
-    columns: int,
-    captions: Sequence[str] | None = None,
-    scale: int = 1,
-    gap: int = 6,
+    images: Tensor | np.ndarray, columns: int, captions: Sequence[str] | None = None, scale: int = 1, gap: int = 6,
     font_size: int = 12,
-    max_lines: int = 8,
-) -> Image.Image:
+) -> Image.Image:  # fmt: skip
     """A grid of pictures on white.
 
     Args:
         images: as `to_uint8` takes them.
         columns: pictures in a row.
-        captions: one per picture or one per row, written above it and wrapped, to `max_lines` lines at most.
+        captions: one per picture or one per row, written above it and wrapped.
         scale: whole-number magnification.
         gap: pixels between pictures and around them.
 
@@ -109,38 +105,34 @@ def contact_sheet(
     if number < 1 or columns < 1 or scale < 1:
         raise ValueError(f"pictures, columns and scale must be at least 1, not {number}, {columns}, {scale}")
     columns = min(columns, number)
-    rows = -(-number // columns)
-    texts = [""] * number if captions is None else list(captions)
-    if len(texts) not in (number, rows):
-        raise ValueError(f"{len(texts)} captions for {number} pictures in {rows} rows: one each or one a row")
+    starts = range(0, number, columns)
+    texts = [""] * number if captions is None else captions
+    if len(texts) not in (number, len(starts)):
+        raise ValueError(f"{len(texts)} captions for {number} pictures in {len(starts)} rows: one each or one a row")
     height, width = (side * scale for side in pixels.shape[1:3])
-    sheet_width = gap + columns * (width + gap)
-    room = width
-    if len(texts) < number:  # one a row: all the room to the first picture's
-        texts = [texts[i // columns] if i % columns == 0 else "" for i in range(number)]
-        room = sheet_width - 2 * gap
-    font = ImageFont.load_default(font_size)
-    line = font_size + 3
-    labels = [wrap(text, room, font, max_lines) for text in texts]
-    lines = [max(map(len, labels[r * columns : (r + 1) * columns])) for r in range(rows)]
+    font, line = ImageFont.load_default(font_size), font_size + 3
+    share = 1 if len(texts) == number else columns  # pictures that a caption has above it
+    room = share * (width + gap) - gap
+    labels = {index * share: wrap(text, room, font, CAPTION_LINES) for index, text in enumerate(texts)}
+    lines = [max(len(labels.get(start + column, ())) for column in range(columns)) for start in starts]
     above = [count * line + gap if count else 0 for count in lines]  # pixels of text above each row
 
-    sheet = Image.new("RGB", (sheet_width, gap + sum(above) + rows * (height + gap)), "white")
+    size = gap + columns * (width + gap), gap + sum(above) + len(starts) * (height + gap)
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for index, array in enumerate(pixels):
         row, column = divmod(index, columns)
         x = gap + column * (width + gap)
         y = gap + sum(above[: row + 1]) + row * (height + gap)
-        picture = Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x, y))
-        for offset, text in enumerate(reversed(labels[index]), start=1):  # from the picture upwards
+        sheet.paste(Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        for offset, text in enumerate(reversed(labels.get(index, ())), start=1):  # from the picture upwards
             draw.text((x, y - offset * line - 2), text, fill=(40, 40, 44), font=font)
     return sheet
 
 
-def wrap(text: str, width: int, font: ImageFont.FreeTypeFont, max_lines: int) -> list[str]:
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int) -> list[str]:
     """Lines of at most `width` pixels: a word that is too long is broken, too long a text ends in '…'."""
-    lines = []
+    lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
@@ -151,12 +143,10 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont, max_lines: int) ->
                 lines.append("")
             lines[-1] += letter
         if len(lines) > max_lines:
-            break
-    if len(lines) > max_lines:
-        last = lines[max_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: max_lines - 1], last.rstrip() + "…"]
+            last = lines[max_lines - 1]
+            while last and font.getlength(last + "…") > width:
+                last = last[:-1]
+            return [*lines[: max_lines - 1], last.rstrip() + "…"]
     return lines
 
 
