@@ -210,9 +210,10 @@ def count_operations() -> dict[str, Any]:
     from torch.utils.flop_counter import flop_registry
 
     from galiplib import load_config
-    from galiplib.build import make_bridge
+    from galiplib.build import make_bridge, make_system
     from galiplib.clip.bridge import CLIP
-    from galiplib.training import Networks, Optimizers, train_step
+    from galiplib.system import Batch, Text
+    from galiplib.training import Optimizers, train_step
 
     class Counter(TorchDispatchMode):  # torch's FlopCounterMode has no way through the penalty's inner gradient
         total = 0
@@ -226,10 +227,11 @@ def count_operations() -> dict[str, Any]:
     config = load_config("cc12m", {"train.precision": "fp32"})
     clip_model = CLIP(CLIP_EMBED, 224, 12, 768, 32, 77, 49408, 512, 8, 12).float()
     bridge = make_bridge(config, clip_model=clip_model)
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     optimizers = Optimizers(networks, config.train)
     batch = 2
-    inputs = torch.rand(batch, 3, 256, 256) * 2 - 1, torch.randn(batch, CLIP_EMBED), torch.randn(batch, 100)
+    text, noise = Text(torch.randn(batch, CLIP_EMBED)), {"z": torch.randn(batch, 100)}
+    drawn = Batch(torch.rand(batch, 3, 256, 256) * 2 - 1, text, noise)
     backwards, backward = [], torch.Tensor.backward
     with Counter() as counter:
 
@@ -240,7 +242,7 @@ def count_operations() -> dict[str, Any]:
 
         torch.Tensor.backward = counted
         try:
-            train_step(networks, bridge, optimizers, config.train, 1, *inputs)
+            train_step(networks, optimizers, drawn, config.train, 1)
         finally:
             torch.Tensor.backward = backward
     return {
@@ -249,8 +251,8 @@ def count_operations() -> dict[str, Any]:
             "generator_backward": backwards[1] / batch,
         },
         "parameters": {
-            "generator": sum(p.numel() for p in optimizers.g_parameters),
-            "discriminator": sum(p.numel() for p in optimizers.d_parameters),
+            "generator": sum(p.numel() for p in optimizers.weights["generator"]),
+            "discriminator": sum(p.numel() for p in optimizers.weights["discriminator"]),
         },
     }  # fmt: skip
 

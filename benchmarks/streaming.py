@@ -19,18 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
-import torch
 
 from galiplib import load_config
-from galiplib.build import make_bridge
+from galiplib.build import make_bridge, make_system
 from galiplib.data import minibirds
 from galiplib.data.batches import TrainingData
 from galiplib.data.shard_writing import Sample, encoded, write_shards
 from galiplib.data.shards import open_shards
-from galiplib.training import Networks, Optimizers, random_of, train_step
+from galiplib.system import Batch, Text
+from galiplib.training import Optimizers, random_of, train_step
 
 SIZES = (2_000, 20_000, 200_000)
 DRAWN = 4_000
@@ -68,7 +69,7 @@ def measure(folder: Path) -> dict[str, float]:
     config = load_config("mini")
     size = config.train.batch_size
     bridge = make_bridge(config)
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     optimizers = Optimizers(networks, config.train)
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
@@ -82,8 +83,9 @@ def measure(folder: Path) -> dict[str, float]:
         return data.batch(step, size, 0)
 
     def train(step: int, batch=kept):
-        noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(0, 2, step))
-        train_step(networks, bridge, optimizers, config.train, step, *batch, noise)
+        images, sentence = batch
+        noise = networks.draw(size, partial(random_of, 0, step=step))
+        train_step(networks, optimizers, Batch(images, Text(sentence), noise), config.train, step)
 
     def both(step: int):
         train(step, load(step))

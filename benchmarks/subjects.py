@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from galiplib import load_config
+from galiplib.build import make_system
 from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.clip.files import load_clip
-from galiplib.compiling import compile_for_training
 from galiplib.config import Config, build_config
 from galiplib.precision import resolve_precision
+from galiplib.system import Batch, Text
 from galiplib.systems.galip import block_sizes
-from galiplib.training import Networks, Optimizers, train_step
+from galiplib.training import Optimizers, train_step
 from reference import Reference
 
 SIZES = ("mini", "vit")
@@ -83,16 +84,16 @@ def step_of(
         theirs = Reference(bridge, config, precision)
         trained = (theirs.netG, theirs.netD, theirs.netC)
         return lambda: theirs.step(images, tokens, noise), precision, count(trained)
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     trained = (networks.generator, networks.discriminator, networks.head)
     with torch.no_grad():
         sentence = bridge.encode_text(tokens)
     if whose == "compiled":
-        bridge = compile_for_training(networks.generator, bridge)
+        networks.compile_networks()
     optimizers = Optimizers(networks, config.train)
-    number = iter(range(1, 10**9))
+    number, drawn = iter(range(1, 10**9)), Batch(images, Text(sentence), {"z": noise})
     return (
-        lambda: train_step(networks, bridge, optimizers, config.train, next(number), images, sentence, noise),
+        lambda: train_step(networks, optimizers, drawn, config.train, next(number)),
         precision,
         count(trained),
     )

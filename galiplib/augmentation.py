@@ -6,8 +6,6 @@ mistakes; and a small data set lasts longer. Everything is differentiable, and e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,46 +13,35 @@ from torch import Tensor
 from .config import TrainConfig
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for a batch, on the CPU.
+def draw(config: TrainConfig, batch: int, random: torch.Generator) -> dict[str, Tensor]:
+    """What is done to a step's "real" and "generated" pictures, a row (7,) each; {} if all is switched off.
 
-    Attributes:
-        offsets: (B, 2) pixels down and right.
-        colour: (B, 3) brightness in [-.5, .5], saturation in [0, 2] and contrast in [.5, 1.5], at full strength.
-        cutout: (B, 2) the centre of the square that is blanked, as shares of height and width.
+    A row holds the offsets in pixels down and right; brightness in [-.5, .5], saturation in [0, 2] and contrast in
+    [.5, 1.5] at full strength; and the centre of the square that is blanked, as shares of height and width.
     """
-
-    offsets: Tensor
-    colour: Tensor
-    cutout: Tensor
-
-    def __getitem__(self, part: slice) -> Augmentation:
-        return Augmentation(self.offsets[part], self.colour[part], self.cutout[part])
-
-
-def draw(config: TrainConfig, batch: int, random: torch.Generator) -> tuple[Augmentation, Augmentation] | None:
-    """The augmentations of a step's real and generated pictures; None if all are switched off."""
     if not (config.shift or config.colour or config.cutout):
-        return None
+        return {}
     reach = config.shift
     offsets = torch.randint(-reach, reach + 1, (2, batch, 2), generator=random)
     colour = torch.tensor([0.0, 1.0, 1.0]) + config.colour * (
         (torch.rand(2, batch, 3, generator=random) - 0.5) * torch.tensor([1.0, 2.0, 1.0])
     )
     cutout = torch.rand(2, batch, 2, generator=random)
-    real, fake = (Augmentation(offsets[i], colour[i], cutout[i]) for i in (0, 1))
-    return real, fake
+    real, generated = torch.cat([offsets.to(colour), colour, cutout], dim=2)  # (B, 7) both
+    return {"real": real, "generated": generated}
 
 
-def augment(images: Tensor, drawn: Augmentation, config: TrainConfig) -> Tensor:
-    """Pictures (B, 3, H, W) in about [-1, 1] -> changed ones, each by its own row of `drawn`."""
+def augment(images: Tensor, drawn: Tensor | None, config: TrainConfig) -> Tensor:
+    """Pictures (B, 3, H, W) in about [-1, 1] -> changed ones, each by its own row of `drawn` (B, 7), if any."""
+    if drawn is None:
+        return images
+    offsets, colour, cutout = drawn.split([2, 3, 2], dim=1)
     if config.colour:
-        images = change_colour(images, drawn.colour.to(images))
+        images = change_colour(images, colour.to(images))
     if config.shift:
-        images = shift(images, drawn.offsets)
+        images = shift(images, offsets.long())
     if config.cutout:
-        images = cut_out(images, drawn.cutout.to(images), config.cutout)
+        images = cut_out(images, cutout.to(images), config.cutout)
     return images
 
 

@@ -16,6 +16,8 @@ from .data.batches import Source
 from .data.datasets import Dataset, dataset
 from .data.shard_writing import PER_SHARD, write_shards
 from .data.shards import Shards, open_shards
+from .system import System, TextToImage
+from .systems import system_class
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -33,6 +35,19 @@ def make_bridge(config: Config, device: str | torch.device = "cpu", clip_model: 
         raise ConfigError("clip.name = 'own' needs a run folder, where that CLIP lies; or give clip_model")
     model = clip_model or load_clip(config.clip.name, device)
     return ClipBridge(model, config.clip.convention, config.clip.taps, config.clip.prompt_layers).to(device)
+
+
+def make_system(bridge: ClipBridge, config: Config) -> System:
+    """The untrained networks of a configuration, on the CLIP's device; `train.seed` decides their weights."""
+    torch.manual_seed(config.train.seed)
+    system = system_class(config.system)(bridge, config)
+    system.start_average()
+    return system.to(device=bridge.pixel_mean.device, memory_format=torch.channels_last)
+
+
+def make_generator(bridge: ClipBridge, config: Config) -> TextToImage:
+    """The untrained generator of a configuration alone."""
+    return system_class(config.system).make_generator(bridge, config.model)
 
 
 def with_own_clip(config: Config, folder: Path) -> Config:

@@ -103,7 +103,7 @@ def train(args: argparse.Namespace) -> None:
     if args.export:
         from .evaluation import measure_generator
 
-        metrics = measure_generator(run.networks.ema, run.bridge, config).record()
+        metrics = measure_generator(run.system.ema, run.bridge, config).record()
         if run.workers.leads:
             run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": torch.__version__})
 

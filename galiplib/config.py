@@ -1,18 +1,23 @@
-"""Typed configuration: one model per concern, named profiles, explicit overrides.
+"""Typed configuration: one section per concern, named profiles, explicit overrides.
 
 Precedence: defaults < profile YAML < its variant, if one is named (`birds:ratlip`) < override; the override
 `train.recipe=paper` stands for the authors' settings and comes before the other overrides. Unknown profiles, variants
 and keys are errors that list the valid ones.
+
+`system` names the GAN, and what the section `model` holds: each system has its own, with its paper's defaults. Keys of
+one name mean the same in all. Where a variant or an override names another system than the profile's, those settings
+of the profile stay that the other one knows.
 """
 
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 
 class ConfigError(ValueError):
@@ -63,31 +68,64 @@ class ClipConfig(Section):
 
 
 class ModelConfig(Section):
-    """Generator and discriminator."""
+    """What the networks of every system have."""
 
-    conditioning: Literal["affine", "recurrent", "recurrent-reference"] = Field(
-        "affine", description="how captions reach the affines: GALIP's way, RATLIP's, or its published code's"
-    )
-    attention: bool = Field(False, description="RATLIP's batch norm and shuffle attention behind the convolutions")
     channels: int = Field(64, ge=1, description="nf: channels of the generator's last block")
     noise_dim: int = Field(100, ge=1, description="z: length of the noise vector")
     image_size: int | Literal["reference"] = Field(
-        "reference", description="side of generated pictures, pixels; 'reference': the published 224"
+        "reference", description="side of generated pictures, pixels; 'reference': as published"
     )
+
+
+class GalipConfig(ModelConfig):
+    """GALIP's generator and discriminator."""
+
     code_channels: int = Field(64, ge=1, description="channels of the noise map before the fusion blocks")
     smooth_shortcut: bool = Field(False, description="shortcuts upsample linearly; published: nearest")
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
 
+
+class RatlipConfig(GalipConfig):
+    """GALIP's networks with RATLIP's changes."""
+
+    conditioning: Literal["affine", "recurrent", "recurrent-reference"] = Field(
+        "recurrent", description="how captions reach the affines: GALIP's way, RATLIP's, or its published code's"
+    )
+    attention: bool = Field(True, description="batch norm and shuffle attention behind the convolutions")
+
     @model_validator(mode="after")
-    def _parts_fit(self) -> ModelConfig:
+    def _parts_fit(self) -> RatlipConfig:
         if self.attention and (self.channels % 2 or self.code_channels % 2):
             raise ValueError(
                 f"model.attention needs even model.channels and model.code_channels, not {self.channels} and "
                 f"{self.code_channels}"
             )
         return self
+
+
+class PictureConfig(GalipConfig):
+    """GALIP with a real picture given to its generator: what both explorations of the replication have."""
+
+    identity: float = Field(0.0, ge=0, description="weight of the objective that asks for a picture like the given one")
+    exchanged: float = Field(0.0, ge=0, le=1, description="share of a batch that is given another one's picture")
+
+
+class FeaturesConfig(PictureConfig):
+    """GALIP with a picture's features in place of noise."""
+
+    features: Literal["random-resnet", "clip"] = Field("random-resnet", description="whose features of the picture")
+    noise_scale: float = Field(1.0, ge=0, description="of the noise beside features of variance 1")
+
+
+# the systems by name -> their section `model`
+MODELS: dict[str, type[ModelConfig]] = {
+    "galip": GalipConfig,
+    "ratlip": RatlipConfig,
+    "residual": PictureConfig,
+    "features": FeaturesConfig,
+}
 
 
 class TrainConfig(Section):
@@ -162,9 +200,10 @@ class Config(Section):
     """Everything a run is made of."""
 
     profile: str = "mini"
+    system: str = Field("galip", description="the GAN: " + ", ".join(MODELS))
     data: DataConfig = DataConfig()
     clip: ClipConfig = ClipConfig()
-    model: ModelConfig = ModelConfig()
+    model: SerializeAsAny[ModelConfig] = GalipConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -194,12 +233,13 @@ def variants(profile: str) -> list[str]:
     return list(_read(profile).get("variants", {}))
 
 
-def valid_keys() -> dict[str, str]:
-    """Every key that can be set, `section.name`, with its description."""
+def valid_keys(system: str = "galip") -> dict[str, str]:
+    """Every key that can be set, `section.name`, with its description; those of `model` are the system's."""
+    kinds = {section: type(Config.model_fields[section].default) for section in SECTIONS} | {"model": MODELS[system]}
     return {
         f"{section}.{name}": field.description or ""
-        for section in SECTIONS
-        for name, field in Config.model_fields[section].annotation.model_fields.items()
+        for section, kind in kinds.items()
+        for name, field in kind.model_fields.items()
     }
 
 
@@ -214,27 +254,46 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     Raises:
         ConfigError: for an unknown profile, variant or key, or a value that does not fit; it names what would be right.
     """
-    base, colon, variant = profile.rpartition(":")
-    if not colon or profile.endswith(YAML):  # a colon in a path is the path's
-        base, variant = profile, None
+    base, _, variant = profile.rpartition(":")
+    if not base or profile.endswith(YAML):  # a colon in a path is the path's
+        base, variant = profile, ""
     content = _read(base)
-    values = {key: dict(section or {}) for key, section in content.items() if key != "variants"}
+    known = content.pop("variants", {})
+    layers = [content]
     called = Path(base).stem
-    if variant is not None:
-        known = content.get("variants", {})
+    if base != profile:
         if variant not in known:
             raise ConfigError(f"profile {called} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
-        for section, changes in known[variant].items():
-            values[section] = {**values.get(section, {}), **changes}
+        layers.append(known[variant])
         called = f"{called}:{variant}"
     pairs = _pairs(overrides)
     if ("train.recipe", "paper") in pairs:
-        values["train"] = {**values.get("train", {}), **PAPER}
+        layers.append({"train": PAPER})
+    typed: dict[str, Any] = {}
     for key, value in pairs:
         section, _, name = key.partition(".")
-        _check_key(key)
-        values.setdefault(section, {})[name] = value
-    return build_config({"profile": called, **values})
+        if key == "system":
+            typed[key] = value
+        elif name and section in SECTIONS:
+            typed.setdefault(section, {})[name] = value
+        else:
+            raise _unknown(key, _laid_over(layers).get("system", "galip"))
+    return build_config({"profile": called, **_laid_over([*layers, typed])})
+
+
+def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nested values laid over each other, the last on top; at a change of the system its `model` keeps what fits."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        system = layer.get("system", values.get("system", "galip"))
+        if system != values.get("system", system) and system in MODELS:
+            fits = MODELS[system].model_fields
+            values["model"] = {name: value for name, value in values.get("model", {}).items() if name in fits}
+        values["system"] = system
+        for section, content in layer.items():
+            if section != "system":
+                values[section] = {**values.get(section, {}), **(content or {})}
+    return values
 
 
 def _read(profile: str) -> dict[str, Any]:
@@ -250,34 +309,54 @@ def _read(profile: str) -> dict[str, Any]:
 
 def build_config(values: dict[str, Any]) -> Config:
     """A `Config` from nested values (of a profile or a run folder); raises ConfigError as `load_config` does."""
+    system = values.get("system", "galip")
+    if system not in MODELS:
+        raise ConfigError(f"unknown system {system!r}: one of {', '.join(MODELS)}")
     for section, content in values.items():
-        if section == "profile":
+        if section in ("profile", "system"):
             continue
         if section not in SECTIONS:
-            raise ConfigError(f"unknown section {section!r}: one of {', '.join(SECTIONS)}")
+            raise ConfigError(f"unknown section {section!r}: one of system, {', '.join(SECTIONS)}")
         for name in content:
-            _check_key(f"{section}.{name}")
+            if f"{section}.{name}" not in valid_keys(system):
+                raise _unknown(f"{section}.{name}", system)
     try:
-        return Config.model_validate(values)
+        return _config_of(system).model_validate(values)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'][:2]))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems))) from None
 
 
+@lru_cache
+def _config_of(system: str) -> type[Config]:
+    """`Config` with a system's own section `model`."""
+    return create_model("Config", __base__=Config, model=(MODELS[system], MODELS[system]()))
+
+
 def recorded_config(values: dict[str, Any]) -> Config:
-    """The `Config` that a run folder recorded: keys that came later have the value that their absence meant then."""
-    then = {section: {**LATER.get(section, {}), **values[section]} for section in SECTIONS if section in values}
+    """The `Config` that a file of ours recorded: keys that came later have the value that their absence meant then."""
+    then: dict[str, Any] = {
+        section: {**LATER.get(section, {}), **values[section]} for section in SECTIONS if section in values
+    }
+    if "system" not in values:  # RATLIP was a setting of GALIP's networks
+        settings = then.get("model", {})
+        ratlip = settings.get("attention") or settings.get("conditioning", "affine") != "affine"
+        system = "ratlip" if ratlip else "galip"
+        fits = MODELS[system].model_fields
+        then |= {"system": system, "model": {name: value for name, value in settings.items() if name in fits}}
     return build_config({**values, **then})
 
 
 def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:
     """The keys in which `config` differs from `base` (the defaults) -> {key: (base value, value)}."""
     base = base or Config()
-    differences = {}
+    differences: dict[str, tuple[Any, Any]] = {}
+    if config.system != base.system:
+        differences["system"] = base.system, config.system
     for section in SECTIONS:
         ours, theirs = getattr(config, section), getattr(base, section)
         for name in type(ours).model_fields:
-            before, now = getattr(theirs, name), getattr(ours, name)
+            before, now = getattr(theirs, name, None), getattr(ours, name)
             if before != now:
                 differences[f"{section}.{name}"] = (before, now)
     return differences
@@ -308,12 +387,16 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _check_key(key: str) -> None:
-    valid = valid_keys()
-    if key in valid:
-        return
+def _unknown(key: str, system: str) -> ConfigError:
+    """What to say of a key that isn't there."""
+    if owners := [name for name in MODELS if key in valid_keys(name)]:
+        return ConfigError(
+            f"{key} is a setting of the system {' and '.join(owners)}, not of {system}: leave it out, or choose "
+            f"system={owners[0]}"
+        )
+    valid = valid_keys(system)
     section = key.partition(".")[0]
     near = difflib.get_close_matches(key, valid, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    shown = [k for k in valid if k.startswith(section + ".")] or list(valid)
-    raise ConfigError(f"unknown key {key!r}{hint}; valid keys: {', '.join(shown)}")
+    shown = [k for k in valid if k.startswith(section + ".")] or ["system", *valid]
+    return ConfigError(f"unknown key {key!r}{hint}; valid keys: {', '.join(shown)}")

@@ -22,7 +22,7 @@ def hinge_fake(logits: Tensor) -> Tensor:
 def matching_aware_penalty(
     logit_of: Callable[[Tensor, Tensor], Tensor], features: Tensor, sentence: Tensor, weight: float, power: float
 ) -> Tensor:
-    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: `penalty_of` the logits of real, matching pairs.
+    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: `gradient_penalty` the logits of real, matching pairs.
 
     Args:
         logit_of: (features, sentence) -> logits (B,), the discriminator and its head.
@@ -32,17 +32,17 @@ def matching_aware_penalty(
     Computed in fp32 whatever the precision around it: in fp16 the power of six ends at a norm of about six, and its
     scaled gradient, on the way back through fp16 layers, much earlier (notebook 10).
     """
-    features, sentence = watched(features), watched(sentence)
+    features, sentence = as_leaf(features), as_leaf(sentence)
     with torch.autocast(device_type=features.device.type, enabled=False):
-        return penalty_of(logit_of(features, sentence), features, sentence, weight, power)
+        return gradient_penalty(logit_of(features, sentence), features, sentence, weight, power)
 
 
-def watched(tensor: Tensor) -> Tensor:
+def as_leaf(tensor: Tensor) -> Tensor:
     """A copy in fp32 outside the graph, towards which gradients can be asked for."""
     return tensor.detach().float().requires_grad_()
 
 
-def penalty_of(logits: Tensor, features: Tensor, sentence: Tensor, weight: float, power: float) -> Tensor:
+def gradient_penalty(logits: Tensor, features: Tensor, sentence: Tensor, weight: float, power: float) -> Tensor:
     """weight * mean(|d logit / d (features, sentence)| ^ power), of logits (B,) in the graph of both -> scalar."""
     gradients = torch.autograd.grad(logits.sum(), (features, sentence), create_graph=True)
     flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)  # (B, taps*W*g*g + E)

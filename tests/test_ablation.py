@@ -15,7 +15,7 @@ SMALL = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
     "model.fusion_blocks": 1, "train.batch_size": 4, "data.train_size": 24, "data.test_size": 20,
 }  # fmt: skip
-VARIANTS = {"affine": SMALL, "as meant": SMALL | {"model.conditioning": "recurrent", "model.attention": True}}
+VARIANTS = {"affine": SMALL, "as meant": SMALL | {"system": "ratlip"}}
 
 
 def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path,
     assert not trained and again.equals(rows)
     (tmp_path / "affine_seed1.json").unlink()  # as if stopped before it
     ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
-    assert [(config.train.seed, config.model.conditioning) for config in trained] == [(1, "affine")]
+    assert [(config.train.seed, config.system) for config in trained] == [(1, "galip")]
     ablation.ab(VARIANTS, [0], 3, tmp_path, images=40, progress=False)  # another budget is another run
     assert len(trained) == 3 and trained[-1].train.max_steps == 3
     assert json.loads((tmp_path / "affine_seed0.json").read_text())["row"] == {"accuracy": 0.5}
@@ -47,7 +47,8 @@ def test_same_seed_same_data_and_noise_for_all_variants(tmp_path, monkeypatch):
     step = training.train_step
 
     def watched(*args, **more):
-        seen.append(args[5:8])  # images, sentence, noise
+        batch = args[2]
+        seen.append((batch.images, batch.text.sentence, batch.noise["z"]))
         return step(*args, **more)
 
     monkeypatch.setattr(training, "train_step", watched)
@@ -71,5 +72,5 @@ def test_step_seconds_of_every_variant_in_turns(tmp_path):
 
 def test_unknown_setting_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="did you mean model.conditioning"):
-        ablation.ab({"affine": SMALL, "other": {"model.conditionning": "affine"}}, [0], 2, tmp_path)
+        ablation.ab({"affine": SMALL, "other": {"system": "ratlip", "model.conditionning": "affine"}}, [0], 2, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -15,10 +15,12 @@ from launch import launch
 from torch import Tensor, nn
 
 from benchmarks.reference import Reference
+from galiplib.build import make_system
 from galiplib.checkpoints.published import to_theirs
 from galiplib.clip.bridge import ClipBridge
 from galiplib.config import load_config
-from galiplib.training import Networks, Optimizers, train_step
+from galiplib.system import Batch, Text
+from galiplib.training import Optimizers, train_step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CAPTIONS = ["a red bird with black wings", "a small blue bird", "a white belly in the snow", "this is a red bird"]
@@ -43,7 +45,7 @@ def pair(request, small_clip, doubled):
     # Where a discriminator's gradient cancels to rounding noise, Adam makes a whole step of it: a small one.
     config = load_config("mini", {**settings, "train.precision": "fp32", "train.lr_d": 1e-9})
     bridge = ClipBridge(copy.deepcopy(small_clip), "reference").double()
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     torch.manual_seed(1)
     for parameter in networks.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -75,11 +77,11 @@ def test_the_reference_step_is_the_paper_recipes(pair):
         sentence = bridge.encode_text(tokens)
         before = networks.generator(noise, sentence)
     optimizers = Optimizers(networks, config.train)
-    gradients = {"ours": recorded(optimizers.d), "theirs": recorded(theirs.optimizer_d)}
-    gradients["ours G"], gradients["theirs G"] = recorded(optimizers.g), recorded(theirs.optimizer_g)
+    gradients = {"ours": recorded(optimizers.adam["discriminator"]), "theirs": recorded(theirs.optimizer_d)}
+    gradients["ours G"], gradients["theirs G"] = recorded(optimizers.adam["generator"]), recorded(theirs.optimizer_g)
 
     losses = theirs.step(images, tokens, noise)
-    report = train_step(networks, bridge, optimizers, config.train, 1, images, sentence, noise)
+    report = train_step(networks, optimizers, Batch(images, Text(sentence), {"z": noise}), config.train, 1)
     for name, value in losses.items():
         assert getattr(report, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
     assert losses["penalty"] > 1e-3

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from galiplib.build import make_generator
 from galiplib.checkpoints.loading import load_generator
 from galiplib.clip.bridge import ClipBridge
 from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.sample import sample
-from galiplib.systems.galip import Generator
 
 CAPTION = "a small red bird with black wings"
 
@@ -43,8 +43,8 @@ def test_phase_kernels_change_nothing_but_rounding(monkeypatch):
 def test_ratlips_generators_too(conditioning, small_clip, tiny_config):
     bridge = ClipBridge(copy.deepcopy(small_clip))
     torch.manual_seed(0)
-    config = tiny_config(model__conditioning=conditioning, model__attention=True).model
-    generator = Generator(bridge, config).eval()
+    config = tiny_config(system="ratlip", model__conditioning=conditioning)
+    generator = make_generator(bridge, config).eval()
     exact = pictures(generator)
     error = pictures(to_bf16(generator)) - exact
     assert error.any() and error.square().mean() < 1e-4 * exact.square().mean()

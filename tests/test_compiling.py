@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from galiplib.build import make_system
 from galiplib.clip.bridge import ClipBridge
-from galiplib.compiling import compile_for_training
 from galiplib.runs.run import Run
 
 
@@ -30,10 +30,13 @@ def test_what_cannot_be_compiled_runs_as_it_is(small_clip, tiny_config):
 
     bridge = ClipBridge(small_clip)
     images = torch.rand(2, 3, 56, 56) * 2 - 1
-    generator = torch.nn.Linear(2, 2)
-    compiled = compile_for_training(generator, bridge, backend=broken)
+    system = make_system(bridge, tiny_config())
+    noise, sentence = torch.randn(2, 100), torch.randn(2, bridge.embed_dim)
+    painted = system.generator(noise, sentence)
+    system.compile_networks(backend=broken)
+    compiled = system.bridge
     expected = bridge.encode_image(images)
     for found, wanted in zip(compiled.encode_image(images), expected, strict=True):
         assert torch.equal(found, wanted)
     assert torch.equal(compiled.tap_image(images), bridge.tap_image(images))
-    assert compiled.model is bridge.model and generator(torch.ones(1, 2)).shape == (1, 2)
+    assert compiled.model is bridge.model and torch.equal(system.generator(noise, sentence), painted)

@@ -7,6 +7,7 @@ from galiplib.config import (
     folder_of,
     load_config,
     profiles,
+    recorded_config,
     valid_keys,
     variants,
 )
@@ -33,6 +34,22 @@ def test_variant_lies_between_profile_and_override():
     assert config.train.batch_size == 16 and load_config("birds").train.batch_size == 32
     assert config.train.max_steps == 7 and config.clip.name == "ViT-B/32" and config.profile == "birds:ratlip"
     assert load_config("birds:ratlip-reference").model.conditioning == "recurrent-reference"
+
+
+def test_another_system_keeps_the_settings_that_it_knows():
+    config = load_config("mini", ["system=ratlip", "model.attention=false"])
+    assert config.system == "ratlip" and config.model.smooth_shortcut and not config.model.attention
+    assert changed(config, load_config("mini"))["system"] == ("galip", "ratlip")
+    assert not hasattr(load_config("mini").model, "attention")
+
+
+def test_what_was_recorded_before_systems_had_names():
+    then = {"channels": 16, "conditioning": "affine", "attention": False}
+    assert recorded_config({"model": then}).system == "galip"
+    config = recorded_config({"model": then | {"conditioning": "recurrent-reference"}})
+    assert config.system == "ratlip"
+    assert (config.model.conditioning, config.model.attention) == ("recurrent-reference", False)
+    assert recorded_config(config.model_dump()) == config
 
 
 def test_own_profile_with_a_variant(tmp_path):
@@ -70,6 +87,8 @@ def test_changed_lists_differences():
         ("mini", ["train.max_steps=0"], "train.max_steps = 0"),
         ("mini", ["train.max_steps"], "key=value"),
         ("mini", ["train.recipe=fast"], "train.recipe = 'fast'"),
+        ("mini", ["system=gan"], "unknown system 'gan': one of galip, ratlip"),
+        ("mini", ["model.conditioning=recurrent"], "a setting of the system ratlip, not of galip: .* system=ratlip"),
     ],
 )
 def test_bad_input_names_the_key_and_what_is_right(profile, overrides, message):

@@ -17,7 +17,7 @@ from torch import nn
 from galiplib import evaluation, load_config, load_generator
 from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
-from galiplib.config import EvalConfig, ModelConfig
+from galiplib.config import EvalConfig, GalipConfig
 from galiplib.data import minibirds
 from galiplib.evaluation import EvaluationError
 from galiplib.evaluation.judge import FEATURES, JUDGED, load_judge
@@ -50,7 +50,7 @@ def bridge(data):
 @pytest.fixture(scope="module")
 def generator(bridge):
     torch.manual_seed(1)
-    config = ModelConfig(channels=4, noise_dim=8, image_size=56, code_channels=8, fusion_blocks=1)
+    config = GalipConfig(channels=4, noise_dim=8, image_size=56, code_channels=8, fusion_blocks=1)
     return Generator(bridge, config)
 
 

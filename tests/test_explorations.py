@@ -1,37 +1,30 @@
 """Generators that are given a picture, and what is measured on them."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from galiplib.build import make_bridge
+from galiplib.build import make_bridge, make_system
 from galiplib.data import minibirds
 from galiplib.data.batches import TrainingData
 from galiplib.evaluation.edits import Edits, make_edits, measure_edits
 from galiplib.evaluation.judge import JUDGED, load_judge
 from galiplib.images import to_images
+from galiplib.system import Batch, Step, Text
 from galiplib.systems.picture_input import (
     ClipFeatures,
     FeatureGenerator,
     ImageBlock,
     PictureGenerator,
     RandomResNet,
-    ResidualGenerator,
-    attach,
     energy_share,
     fit_to_copy,
-    gain_gradient,
-    generator_loss,
     image_share,
-    pack,
-    train_with_pictures,
-    with_generator,
 )
-from galiplib.training import Networks
+from galiplib.training import Optimizers, train
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +34,22 @@ def birds():
 
 @pytest.fixture
 def parts(tiny_config, birds):
-    """Networks with a residual generator, their CLIP, data and configuration, all tiny."""
-    config = tiny_config(train__max_steps=2, train__seed=3)
+    """The residual structure as a system, its CLIP, data and configuration, all tiny."""
+    config = tiny_config(system="residual", train__max_steps=2, train__seed=3)
     bridge = make_bridge(config)
-    networks = Networks(bridge, config)
-    with_generator(networks, ResidualGenerator(networks.generator))
-    return networks, bridge, TrainingData(bridge, birds), config.train
+    return make_system(bridge, config), bridge, TrainingData(bridge, birds), config.train
 
 
-def inputs(networks, bridge, data, count=6):
+def inputs(system, bridge, data, count=6):
     images, sentence = data.batch(1, count, 0)
-    noise = torch.randn(count, networks.generator.noise_dim, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(count, system.generator.noise_dim, generator=torch.Generator().manual_seed(1))
     return noise, images, sentence
+
+
+def with_settings(system, **settings):
+    changed = copy.deepcopy(system)
+    changed.settings = system.settings.model_copy(update=settings)
+    return changed
 
 
 class Painter(PictureGenerator):
@@ -62,8 +59,7 @@ class Painter(PictureGenerator):
         nn.Module.__init__(self)
         self.noise_dim, self.image_size, self.share = 3 * 8 * 8, 8, share
 
-    def forward(self, packed, sentence):
-        noise, images = self.unpack(packed)
+    def paint(self, noise, sentence, images):
         painted = noise.unflatten(1, (3, 8, 8)).clamp(-1, 1)
         return self.share * images + (1 - self.share) * painted
 
@@ -71,30 +67,15 @@ class Painter(PictureGenerator):
 # ---------------------------------------------------------------- the parts
 
 
-def test_picture_survives_packing(parts):
-    networks, bridge, data, _ = parts
-    noise, images, _ = inputs(networks, bridge, data)
-    ours, theirs = networks.generator.unpack(pack(noise, images))
-    assert torch.equal(ours, noise) and torch.equal(theirs, images)
-
-
-def test_attached_loss_adds_its_gradient_and_leaves_the_picture():
-    picture = torch.randn(2, 3, 4, 4, requires_grad=True)
-    made = 2 * picture
-    out = attach(made, (3 * made).sum())
-    assert torch.equal(out, made)
-    out.sum().backward()
-    assert torch.equal(picture.grad, torch.full_like(picture, 2.0 + 6.0))
-
-
 def test_residual_generator_is_the_sum_of_its_branches(parts):
-    networks, bridge, data, _ = parts
-    noise, images, sentence = inputs(networks, bridge, data)
-    generator = networks.generator.eval()
-    image_part, generated = generator.branches(pack(noise, images), sentence)
-    torch.testing.assert_close(generator(pack(noise, images), sentence), image_part + generated)
+    system, bridge, data, _ = parts
+    noise, images, sentence = inputs(system, bridge, data)
+    generator = system.generator.eval()
+    image_part, generated = generator.branches(noise, sentence, images)
+    torch.testing.assert_close(generator(noise, sentence, images), image_part + generated)
     torch.testing.assert_close(generated, generator.generator(noise, sentence))
     torch.testing.assert_close(image_part, generator.block(images))
+    torch.testing.assert_close(generator(noise, sentence), generator(noise, sentence, torch.zeros_like(images)))
 
 
 def test_block_can_learn_to_copy():
@@ -107,15 +88,15 @@ def test_block_can_learn_to_copy():
 
 
 def test_features_replace_the_noise(parts):
-    networks, bridge, data, _ = parts
-    noise, images, sentence = inputs(networks, bridge, data)
-    generator = FeatureGenerator(networks.generator.generator, ClipFeatures(bridge), scale=0.5).eval()
-    mixed = generator.mixed(pack(noise, images))
+    system, bridge, data, _ = parts
+    noise, images, sentence = inputs(system, bridge, data)
+    generator = FeatureGenerator(system.generator.generator, ClipFeatures(bridge), scale=0.5).eval()
+    mixed = generator.mixed(noise, images)
     torch.testing.assert_close(mixed.mean(1), torch.zeros(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(mixed.var(1, correction=0), torch.ones(6), atol=1e-3, rtol=0)
-    torch.testing.assert_close(generator(pack(noise, images), sentence), generator.generator(mixed, sentence))
+    torch.testing.assert_close(generator(noise, sentence, images), generator.generator(mixed, sentence))
     generator.scale = 0.0
-    assert torch.equal(generator.mixed(pack(noise, images)), generator.mixed(pack(noise.flip(0), images)))
+    assert torch.equal(generator.mixed(noise, images), generator.mixed(noise.flip(0), images))
 
 
 def test_random_resnet_is_frozen_but_its_batchnorm_is_not(birds):
@@ -150,16 +131,13 @@ def test_image_share_of_painters_who_ignore_copy_and_mix():
 
 
 def test_gain_gradient_is_the_slope_of_the_loss(parts):
-    networks, bridge, data, config = parts
-    noise, images, sentence = inputs(networks, bridge, data)
-    networks.generator.eval()
-    packed = pack(noise, images)
+    system, bridge, data, _ = parts
+    noise, images, sentence = inputs(system, bridge, data)
+    system.generator.eval()
     with torch.no_grad():
-        image_part, generated = networks.generator.branches(packed, sentence)
-        less, more = (
-            generator_loss(networks, bridge, config, gain * image_part + generated, sentence) for gain in (0.99, 1.01)
-        )
-    found = gain_gradient(networks, bridge, config, packed, sentence)
+        image_part, generated = system.generator.branches(noise, sentence, images)
+        less, more = (system.loss_of(gain * image_part + generated, sentence) for gain in (0.99, 1.01))
+    found = system.gain_gradient(noise, sentence, images)
     assert found == pytest.approx(float((more - less) / 0.02), rel=0.05, abs=1e-3)
 
 
@@ -167,80 +145,91 @@ def test_gain_gradient_is_the_slope_of_the_loss(parts):
 
 
 def test_training_moves_block_and_generator_and_keeps_the_ema_s_statistics(parts):
-    networks, bridge, data, config = parts
-    before = copy.deepcopy(networks.generator.state_dict())
-    old = copy.deepcopy(dict(networks.ema.named_buffers()))
-    reports = list(train_with_pictures(networks, bridge, data, config))
+    system, bridge, data, config = parts
+    before = copy.deepcopy(system.generator.state_dict())
+    old = copy.deepcopy(dict(system.ema.named_buffers()))
+    reports = list(train(system, Optimizers(system, config), data, config))
     assert [r.step for r in reports] == [1, 2]
-    after = networks.generator.state_dict()
+    after = system.generator.state_dict()
     for name in ("block.residual.0.weight", "block.shortcut.1.bias", "generator.to_rgb.weight"):
         assert not torch.equal(before[name], after[name]), name
     assert old
-    for name, buffer in networks.ema.named_buffers():  # on the way to the statistics of the generator in training
+    for name, buffer in system.ema.named_buffers():  # on the way to the statistics of the generator in training
         assert not torch.equal(buffer, old[name]), name
         assert (buffer - after[name]).float().norm() <= (old[name] - after[name]).float().norm(), name
 
 
-def test_given_pictures_follow_shift_and_changed(parts, monkeypatch):
-    networks, bridge, data, config = parts
-    seen = []
-    report = list(train_with_pictures(networks, bridge, data, config))[0]
-
-    def note(networks, bridge, optimizers, config, step, images, sentence, packed, augmentations):
-        seen.append((images, networks.generator.unpack(packed)[1]))
-        return dataclasses.replace(report, step=step)
-
-    monkeypatch.setattr("galiplib.systems.picture_input.train_step", note)
-    for how in ({}, {"shift": 1}, {"changed": 0.5}):
-        next(train_with_pictures(networks, bridge, data, config, **how))
-    (own, given), (images, shifted), (others, half) = seen
-    assert torch.equal(own, given)
+def test_given_pictures_follow_the_share_exchanged(parts):
+    system, bridge, data, _ = parts
+    noise, images, sentence = inputs(system, bridge, data, 4)
+    batch = Batch(images, Text(sentence), {"z": noise})
+    own, shifted, half = (with_settings(system, exchanged=share).given(batch) for share in (0.0, 1.0, 0.5))
+    assert torch.equal(own, images)
     assert torch.equal(shifted, images.roll(1, 0))
-    assert torch.equal(half[:2], others[:2]) and torch.equal(half[2:], others[2:].flip(0))
+    assert torch.equal(half[:2], images[:2]) and torch.equal(half[2:], images[2:].flip(0))
+    made = with_settings(system, exchanged=1.0).draw_fakes(batch)
+    torch.testing.assert_close(made, system.generator(noise, sentence, shifted))
 
 
 def test_identity_objective_pulls_towards_the_picture(parts):
-    networks, bridge, data, config = parts
-    noise, images, sentence = inputs(networks, bridge, data)
+    system, bridge, data, config = parts
+    noise, images, sentence = inputs(system, bridge, data)
     distance = {}
     for weight in (0.0, 100.0):
-        trained = copy.deepcopy(networks)
-        trained.generator.identity = weight
+        trained = with_settings(system, identity=weight)
         settings = config.model_copy(update={"max_steps": 8, "lr_g": 3e-3})
-        list(train_with_pictures(trained, bridge, data, settings))
+        list(train(trained, Optimizers(trained, settings), data, settings))
         with torch.no_grad():
-            distance[weight] = float(F.mse_loss(trained.generator(pack(noise, images), sentence), images))
+            distance[weight] = float(F.mse_loss(trained.generator(noise, sentence, images), images))
     assert distance[100.0] < distance[0.0]
 
 
-def test_clip_identity_reaches_the_projection_of_features(parts):
-    networks, bridge, data, _ = parts
-    noise, images, sentence = inputs(networks, bridge, data)
-    generator = FeatureGenerator(networks.generator.generator, ClipFeatures(bridge), identity=2.0)
-    (generator(pack(noise, images), sentence) * 0).sum().backward()  # only the objective is left
-    assert generator.project.weight.grad.abs().max() > 0
+def test_the_objective_is_added_once_however_the_batch_is_cut(parts):
+    system, bridge, data, _ = parts
+    noise, images, sentence = inputs(system, bridge, data, 4)
+    asked = with_settings(system, identity=2.0).eval()
+    batch = Batch(images, Text(sentence), {"z": noise})
+    whole = asked.generator_losses(batch, Step(1))
+    parts = [asked.generator_losses(part, Step(1, 2)) for part in batch.split(2)]
+    for name in ("identity", "loss_g"):
+        mean = sum(part.noted[name] for part in parts) / 2
+        torch.testing.assert_close(mean, whole.noted[name], rtol=1e-3, atol=1e-5)
+    unlike = F.mse_loss(asked.generator(noise, sentence, images), images)
+    torch.testing.assert_close(whole.noted["identity"], unlike)
 
 
-def test_accumulation_is_refused(parts):
-    networks, bridge, data, config = parts
-    settings = config.model_copy(update={"accumulate": 2})
-    with pytest.raises(ValueError, match="train.accumulate must be 1"):
-        next(train_with_pictures(networks, bridge, data, settings))
+def test_clip_identity_reaches_the_projection_of_features(tiny_config, birds):
+    config = tiny_config(system="features", model__features="clip", model__identity=2.0)
+    bridge = make_bridge(config)
+    system = make_system(bridge, config)
+    noise, images, sentence = inputs(system, bridge, TrainingData(bridge, birds))
+    (2.0 * system.unlike(system.generator(noise, sentence, images), images)).backward()
+    assert system.generator.project.weight.grad.abs().max() > 0
+
+
+def test_what_never_learns_is_no_optimizers_concern(tiny_config, birds):
+    config = tiny_config(system="features", train__max_steps=1)
+    bridge = make_bridge(config)
+    system = make_system(bridge, config)
+    frozen = {name: weight.clone() for name, weight in system.generator.features.named_parameters()}
+    list(train(system, Optimizers(system, config.train), TrainingData(bridge, birds), config.train))
+    for name, weight in system.generator.features.named_parameters():
+        assert torch.equal(weight, frozen[name])
 
 
 # ---------------------------------------------------------------- edits
 
 
 def test_edits_take_the_next_picture_s_caption(parts, birds):
-    networks, bridge, _, _ = parts
-    changed = make_edits(networks.generator, bridge, birds, count=5)
-    own = make_edits(networks.generator, bridge, birds, count=5, own=True)
+    system, bridge, _, _ = parts
+    changed = make_edits(system.generator, bridge, birds, count=5)
+    own = make_edits(system.generator, bridge, birds, count=5, own=True)
     assert changed.captions[0] == birds.captions[1][0] and changed.captions[4] == birds.captions[0][4]
     assert own.captions[3] == birds.captions[3][3]
     assert changed.made.shape == (5, 3, 56, 56) and changed.truth.shape == (5, len(JUDGED))
-    assert networks.generator.training  # as it was
+    assert system.generator.training  # as it was
     with pytest.raises(ValueError, match="the split has 24"):
-        make_edits(networks.generator, bridge, birds, count=25)
+        make_edits(system.generator, bridge, birds, count=25)
 
 
 def test_a_copier_keeps_everything_and_follows_nothing(parts, birds):

@@ -5,8 +5,7 @@ import torch
 
 from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.config import load_config
-from galiplib.systems.discriminator import ConditionalHead, FeatureDiscriminator
-from galiplib.systems.galip import Generator
+from galiplib.systems.galip import ConditionalHead, FeatureDiscriminator, Generator
 
 VITS = {  # OpenAI's: embed, resolution, layers, width, patch, context, vocabulary, text width, heads, text layers
     "ViT-B/32": (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12),

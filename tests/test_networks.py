@@ -7,23 +7,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from galiplib import losses
-from galiplib.blocks import (
-    AFFINES,
-    Affine,
-    BatchAffine,
-    FeatureBlock,
-    FusionBlock,
-    GeneratorBlock,
-    RecurrentCondition,
-    ShuffleAttention,
-    conv_of_doubled,
-)
+from galiplib.blocks import Affine, GeneratorBlock, block_channels, conv3x3, conv_of_doubled
+from galiplib.build import make_generator, make_system
 from galiplib.checkpoints.loading import load_generator
 from galiplib.config import load_config
 from galiplib.runs.run import Run
-from galiplib.systems.discriminator import ConditionalHead, FeatureDiscriminator
-from galiplib.systems.galip import REFERENCE_SIZES, Generator, block_channels, block_sizes
-from galiplib.training import Networks, Optimizers, train_step
+from galiplib.system import Batch, Text
+from galiplib.systems.galip import (
+    REFERENCE_SIZES,
+    ConditionalHead,
+    FeatureBlock,
+    FeatureDiscriminator,
+    FusionBlock,
+    Generator,
+    block_sizes,
+)
+from galiplib.systems.ratlip import AFFINES, AttentiveConv, BatchAffine, RecurrentCondition, ShuffleAttention
+from galiplib.training import Optimizers, train_step
 
 VARIANTS = [(conditioning, attention) for conditioning in ("affine", "recurrent", "recurrent-reference")
             for attention in (False, True)]  # fmt: skip
@@ -40,11 +40,13 @@ def randomised(module):
     return module
 
 
+def ratlip(conditioning, attention=False):
+    return {"system": "ratlip", "model.conditioning": conditioning, "model.attention": attention}
+
+
 def variant(bridge, conditioning, attention):
-    config = load_config(
-        "mini", {"model.channels": 4, "model.conditioning": conditioning, "model.attention": attention}
-    )
-    return randomised(Generator(bridge, config.model)).eval()
+    config = load_config("mini", {"model.channels": 4, **ratlip(conditioning, attention)})
+    return randomised(make_generator(bridge, config)).eval()
 
 
 def test_affine_starts_as_identity_and_then_scales_and_shifts():
@@ -64,7 +66,7 @@ def test_conv_of_doubled_equals_upsampling_first():
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 def test_generator_block_equals_the_plain_order(size, smooth, attention):
-    block = randomised(GeneratorBlock(5, 6, 4, size, smooth, attention)).eval()
+    block = randomised(GeneratorBlock(5, 6, 4, size, smooth, AttentiveConv if attention else conv3x3)).eval()
     x, condition = torch.randn(2, 6, 7, 7), torch.randn(2, 5)
     large = F.interpolate(x, size=(size, size))
     skipped = F.interpolate(x, size=(size, size), mode="bilinear") if smooth else large
@@ -214,13 +216,13 @@ def test_shuffle_attention_refuses_odd_channels():
 def trained(tiny_config, bridge, steps, recipe="stable", **more):
     """Networks after some steps on random pictures, the optimizers, and the last report."""
     config = tiny_config(train__recipe=recipe, train__precision="fp32", **more)
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     optimizers = Optimizers(networks, config.train)
     random = torch.Generator().manual_seed(0)
     for step in range(1, steps + 1):
         images, sentence = torch.randn(4, 3, 56, 56, generator=random), torch.randn(4, 32, generator=random)
         noise = torch.randn(4, networks.generator.noise_dim, generator=random)
-        report = train_step(networks, bridge, optimizers, config.train, step, images, sentence, noise)
+        report = train_step(networks, optimizers, Batch(images, Text(sentence), {"z": noise}), config.train, step)
     return networks, optimizers, report
 
 
@@ -228,19 +230,19 @@ def trained(tiny_config, bridge, steps, recipe="stable", **more):
 def test_every_parameter_learns(tiny_config, small_bridge, conditioning, attention):
     """From the third step on: what starts at zero, or behind a zero, has moved by then."""
     # 32 wide: in narrower published affines all units can be off for the one state that serves all images
-    more = {"model__conditioning": conditioning, "model__attention": attention, "model__code_channels": 32}
+    more = {**ratlip(conditioning, attention), "model.code_channels": 32}
     networks, optimizers, _ = trained(tiny_config, small_bridge, 3, **more)
     for module in (networks.generator, networks.discriminator, networks.head):
         still = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert not still
-    assert {id(p) for p in networks.generator.parameters()} == {id(p) for p in optimizers.g_parameters}
+    assert {id(p) for p in networks.generator.parameters()} == {id(p) for p in optimizers.weights["generator"]}
 
 
 def test_average_takes_the_running_statistics_along(tiny_config, small_bridge):
-    more = {"model__attention": True, "train__ema_half_life": 2, "train__ema_ramp_up": 100}
+    more = {**ratlip("affine", True), "train__ema_half_life": 2, "train__ema_ramp_up": 100}
     networks, _, _ = trained(tiny_config, small_bridge, 1, **more)
     before = {name: buffer.clone() for name, buffer in networks.ema.named_buffers()}
-    fresh = Networks(small_bridge, tiny_config(**more)).ema
+    fresh = make_system(small_bridge, tiny_config(**more)).ema
     live = dict(networks.generator.named_buffers())
     for name, buffer in fresh.named_buffers():
         if name.endswith("num_batches_tracked"):
@@ -254,28 +256,27 @@ def test_average_takes_the_running_statistics_along(tiny_config, small_bridge):
 
 
 def test_exported_generator_keeps_its_statistics(tmp_path, tiny_config):
-    config = tiny_config(model__attention=True, model__conditioning="recurrent", train__max_steps=3,
-                         train__evaluate_every=0)  # fmt: skip
+    config = tiny_config(**ratlip("recurrent", True), train__max_steps=3, train__evaluate_every=0)
     run = Run(tmp_path, config, "cpu", progress=False)
     list(run.train())
     loaded = load_generator(tmp_path / "generator.safetensors")
-    average = dict(run.networks.ema.named_buffers())
+    average = dict(run.system.ema.named_buffers())
     assert average["blocks.0.conv1.norm.num_batches_tracked"] == 3
     for name, buffer in loaded.named_buffers():
         assert buffer.dtype == average[name].dtype and torch.equal(buffer, average[name])
     noise, sentence = torch.randn(2, 100), torch.randn(2, run.bridge.embed_dim)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(noise, sentence), run.networks.ema(noise, sentence), atol=5e-3, rtol=0)
+        torch.testing.assert_close(loaded(noise, sentence), run.system.ema(noise, sentence), atol=5e-3, rtol=0)
     assert Run(tmp_path, config, "cpu", progress=False).finished
 
 
 def test_skipped_step_keeps_the_running_statistics(tiny_config, small_bridge):
-    config = tiny_config(model__attention=True, train__precision="fp32")
-    networks = Networks(small_bridge, config)
+    config = tiny_config(**ratlip("affine", True), train__precision="fp32")
+    networks = make_system(small_bridge, config)
     before = {name: buffer.clone() for name, buffer in networks.state_dict().items() if "generator" in name}
     noise = torch.full((4, networks.generator.noise_dim), float("nan"))
-    report = train_step(networks, small_bridge, Optimizers(networks, config.train), config.train, 1,
-                        torch.randn(4, 3, 56, 56), torch.randn(4, 32), noise)  # fmt: skip
+    batch = Batch(torch.randn(4, 3, 56, 56), Text(torch.randn(4, 32)), {"z": noise})
+    report = train_step(networks, Optimizers(networks, config.train), batch, config.train, 1)
     assert report.skipped
     for name, tensor in before.items():
         assert torch.equal(networks.state_dict()[name], tensor), name
@@ -321,7 +322,7 @@ def test_the_generator_is_asked_to_stay_in_range(tiny_config, small_bridge):
 
     def steps(recipe, weight):
         config = tiny_config(train__recipe=recipe, train__range_weight=weight, train__precision="fp32")
-        networks = Networks(small_bridge, config)
+        networks = make_system(small_bridge, config)
         optimizers = Optimizers(networks, config.train)
         with torch.no_grad():
             networks.generator.to_rgb.weight.mul_(200)
@@ -329,7 +330,7 @@ def test_the_generator_is_asked_to_stay_in_range(tiny_config, small_bridge):
         for step in range(1, 9):
             images = torch.rand(4, 3, 56, 56) * 2 - 1
             sentence, noise = torch.randn(4, small_bridge.embed_dim), torch.randn(4, config.model.noise_dim)
-            yield train_step(networks, small_bridge, optimizers, config.train, step, images, sentence, noise)
+            yield train_step(networks, optimizers, Batch(images, Text(sentence), {"z": noise}), config.train, step)
 
     without, asked = list(steps("stable", 0.0)), list(steps("stable", 10.0))
     assert asked[0].beyond == without[0].beyond > 1

@@ -18,7 +18,7 @@ from PIL import Image
 from galiplib import Run, load_generator
 from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
-from galiplib.config import ModelConfig
+from galiplib.config import GalipConfig
 from galiplib.data import minibirds
 from galiplib.images import to_uint8
 from galiplib.panel import results as panel_drawings
@@ -45,7 +45,7 @@ def generator():
     torch.manual_seed(0)
     captions = [*sum(minibirds.build("train", 24, size=32).captions, []), *sampler.EXAMPLES]
     bridge = ClipBridge(new_clip(GEOMETRY, vocabulary_of(captions)))
-    config = ModelConfig(channels=4, noise_dim=8, image_size=32, code_channels=8, fusion_blocks=1)
+    config = GalipConfig(channels=4, noise_dim=8, image_size=32, code_channels=8, fusion_blocks=1)
     generator = Generator(bridge, config)
     for parameter in generator.parameters():
         if parameter.ndim > 1:

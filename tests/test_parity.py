@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from clip.model import LayerNorm
 
+from galiplib.build import make_system
 from galiplib.checkpoints.loading import load_generator
 from galiplib.checkpoints.published import NEVER_LEARN, TOWER, import_reference, to_ours
 from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.config import build_config
 from galiplib.losses import matching_aware_penalty
-from galiplib.training import Networks, Optimizers, train_step
+from galiplib.system import Batch, Text
+from galiplib.training import Optimizers, train_step
 
 HERE = Path(__file__).parent / "reference"
 ATTENTION = ("cweight", "cbias", "sweight", "sbias")
@@ -96,7 +98,7 @@ def published(bridge, checkpoint):
     found = import_reference("state_epoch_003.pth", bridge.model, content=checkpoint)
     config = found.config.model_dump()
     config = build_config(config | {"train": {"recipe": "paper", "precision": "fp32"}})
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     for name in ("generator", "discriminator", "head"):
         getattr(networks, name).load_state_dict(getattr(found, name).state_dict())
     return config.train, networks
@@ -166,8 +168,10 @@ def test_one_training_step_is_the_published_one(bridge, system, published, input
     # only the reference's own rounding is left: of the generator's loss, 1.37e-4 (GALIP: 5.8e-5).
     networks.train()
     with double_precision(bridge, networks) if system == "ratlip" else nullcontext():
-        given = [tensor.to(networks.generator.code.weight) for tensor in (images, sentence, noise)]
-        report = train_step(networks, bridge, Optimizers(networks, config), config, 1, *given)
+        images, sentence, z = (tensor.to(networks.generator.code.weight) for tensor in (images, sentence, noise))
+        batch = Batch(images, Text(sentence), {"z": z})
+        report = train_step(networks, Optimizers(networks, config), batch, config, 1)
+    sentence = sentence.float()
     for value, key in [
         (report.loss_real, "errD_real"), (report.loss_mismatch, "errD_mismatch"), (report.loss_fake, "errD_fake"),
         (report.penalty, "errD_magp"), (report.loss_d + report.penalty, "errD"),

@@ -1,21 +1,20 @@
 """N processes with batch B/N are one process with batch B; what fails in one, fails in all."""
 
-import dataclasses
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from launch import launch
 
 from galiplib import load_config, load_generator, sample
 from galiplib.augmentation import draw
-from galiplib.build import make_bridge
+from galiplib.build import make_bridge, make_system
 from galiplib.config import ConfigError
 from galiplib.data import BadRow, DataError
 from galiplib.distributed import Workers, check_batch, same_failure
 from galiplib.runs.run import Run
-from galiplib.training import Batch, Networks, Optimizers, train_step
+from galiplib.system import Batch, Text
+from galiplib.training import Optimizers, train_step
 
 TINY = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
@@ -41,7 +40,7 @@ def trained(folder, overrides=None, steps=None):
 
 def train_in_process(rank, folder, overrides, steps=None):
     run = trained(folder, overrides, steps)
-    own = torch.cat([parameter.flatten() for parameter in run.networks.parameters()])
+    own = torch.cat([parameter.flatten() for parameter in run.system.parameters()])
     everyone = [torch.empty_like(own) for _ in range(run.workers.size)]
     torch.distributed.all_gather(everyone, own)
     assert all(torch.equal(own, other) for other in everyone)  # EMA included
@@ -64,20 +63,18 @@ def steps_in_double(workers, overrides):
     for module in bridge.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.__class__ = torch.nn.LayerNorm  # CLIP's own goes through single precision
-    networks = Networks(bridge, config).double()
-    optimizers = Optimizers(networks, config.train)
+    system = make_system(bridge, config).double()
+    optimizers = Optimizers(system, config.train)
     random, reports = torch.Generator().manual_seed(3), []
     for step in (1, 2, 3):
         images, sentence, noise = (
             torch.randn(8, *shape, generator=random, dtype=torch.float64) * size
             for shape, size in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
         )
-        augmentations = draw(config.train, 8, random)
-        own = images[workers.part(8)]
-        reports.append(
-            train_step(networks, bridge, optimizers, config.train, step, own, sentence, noise, augmentations, workers)
-        )
-    return reports, networks.state_dict()
+        own = workers.part(8)
+        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, 8, random)).share(own)
+        reports.append(train_step(system, optimizers, batch, config.train, step, workers))
+    return reports, system.state_dict()
 
 
 def step_in_process(rank, folder):
@@ -87,7 +84,7 @@ def step_in_process(rank, folder):
     found = []
     for overrides in RECIPES:
         reports, state = steps_in_double(workers, overrides)
-        found.append({"reports": [dataclasses.asdict(report) for report in reports], "state": state})
+        found.append({"reports": [report.record() for report in reports], "state": state})
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -167,16 +164,22 @@ def test_a_batch_that_cannot_be_shared():
     check_batch(8, 2, 4)
 
 
-def test_shares_of_a_batch_have_the_next_ones_caption():
-    """However a batch is cut, each picture's mismatched caption is the one behind it in the whole batch."""
+def test_shares_of_a_batch_have_their_neighbours_captions():
+    """However a batch is cut, what lies behind and before each caption in the whole batch does so in its part."""
+
+    def project(sentence):
+        return 2 * sentence
+
     sentence, images = torch.arange(8.0)[:, None], torch.arange(8.0)[:, None]
     whole = torch.roll(sentence, -1, 0)
     for processes, parts in ((1, 1), (2, 1), (2, 2), (4, 2), (1, 4)):
         found = []
         for rank in range(processes):
             own = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
-            for part in Batch.share(images[own], sentence, sentence, None, own).split(parts):
-                behind = sentence if part.following is None else torch.cat([part.sentence, part.following])
-                found.append(behind.roll(-1, 0)[: len(part.images)])
-                np.testing.assert_array_equal(part.images, part.sentence)
-        torch.testing.assert_close(torch.cat(found), whole)
+            for part in Batch(images[own], Text(sentence), {"z": sentence}).share(own).split(parts):
+                (itself, behind), (again, before) = part.with_next(project), part.with_previous(project)
+                found.append((behind, before))
+                assert torch.equal(itself, 2 * part.images) and torch.equal(again, itself)
+                assert torch.equal(part.noise["z"], part.images)
+        for ours, wanted in zip(zip(*found, strict=True), (whole, torch.roll(sentence, 1, 0)), strict=True):
+            torch.testing.assert_close(torch.cat(ours), 2 * wanted)

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import galiplib
+from galiplib.build import make_system
 from galiplib.checkpoints import published as reference
 from galiplib.checkpoints.loading import export_reference, load_discriminator, load_generator
 from galiplib.clip.bridge import CLIP
 from galiplib.config import build_config
 from galiplib.files import WeightsError
 from galiplib.runs.run import Run
-from galiplib.training import Networks
 
 SIZES = {"channels": 2, "code_channels": 4, "fusion_blocks": 2, "disc_channels": 6, "head_channels": 4}
-SYSTEMS = {"galip": {}, "ratlip": {"conditioning": "recurrent-reference", "attention": True}}
+SYSTEMS = {"galip": {}, "ratlip": {"conditioning": "recurrent-reference"}}
 galip_alone = pytest.mark.parametrize("system", ["galip"])
 pytestmark = pytest.mark.filterwarnings("ignore:model.conditioning = 'recurrent-reference'")
 
@@ -38,8 +38,10 @@ def system(request):
 def published(clip_model, system):
     """Small networks of the published structure with random weights."""
     model = SIZES | SYSTEMS[system]
-    config = build_config({"clip": {"convention": "reference"}, "model": model, "train": {"recipe": "paper"}})
-    networks = Networks(galiplib.ClipBridge(clip_model, "reference"), config).eval()
+    config = build_config(
+        {"system": system, "clip": {"convention": "reference"}, "model": model, "train": {"recipe": "paper"}}
+    )
+    networks = make_system(galiplib.ClipBridge(clip_model, "reference"), config).eval()
     for parameter in networks.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     for name, buffer in networks.named_buffers():
@@ -125,7 +127,8 @@ def test_names_and_their_order_are_the_published_ones(file, system):
 def test_our_training_goes_into_their_code(tmp_path, tiny_config, system):
     """Their optimizers number the parameters of netG (its CLIP too), and of netD and netC, in their order."""
     config = tiny_config(
-        train__max_steps=2, train__recipe="paper", model__image_size="reference", model__smooth_shortcut=False,
+        system=system, train__max_steps=2, train__recipe="paper",
+        model__image_size="reference", model__smooth_shortcut=False,
         model__noise_dim=100, train__sample_every=100, train__evaluate_every=0,
         **{f"model__{key}": value for key, value in SYSTEMS[system].items()},
     )  # fmt: skip
@@ -148,13 +151,13 @@ def test_our_training_goes_into_their_code(tmp_path, tiny_config, system):
         for index, moments in content["optimizers"][optimizer]["state"].items():
             assert moments["exp_avg_sq"].shape == tensors[index].shape
     number = len(content["optimizers"]["optimizer_G"]["param_groups"][0]["params"]) - 1  # to_rgb's bias is the last
-    live = run.optimizers.g.state[run.networks.generator.to_rgb.bias]["exp_avg_sq"]
+    live = run.optimizers.adam["generator"].state[run.system.generator.to_rgb.bias]["exp_avg_sq"]
     assert torch.equal(content["optimizers"]["optimizer_G"]["state"][number]["exp_avg_sq"], live)
     with torch.no_grad():
         noise, sentence = torch.randn(1, 100), torch.randn(1, run.bridge.embed_dim)
-        torch.testing.assert_close(load_generator(path)(noise, sentence), run.networks.ema(noise, sentence))
+        torch.testing.assert_close(load_generator(path)(noise, sentence), run.system.ema(noise, sentence))
     discriminator, head = load_discriminator(tmp_path / "run")
-    for ours, loaded in ((run.networks.discriminator, discriminator), (run.networks.head, head)):
+    for ours, loaded in ((run.system.discriminator, discriminator), (run.system.head, head)):
         for name, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, ours.state_dict()[name])
 
@@ -163,15 +166,18 @@ def test_our_training_goes_into_their_code(tmp_path, tiny_config, system):
     ("changes", "message"),
     [
         ({"smooth_shortcut": True}, "smooth_shortcut = True"),
-        ({"conditioning": "recurrent"}, "'recurrent' with model.attention = False is neither GALIP"),
-        ({"attention": True}, "'affine' with model.attention = True is neither GALIP"),
-        ({"conditioning": "recurrent-reference"}, "nor published RATLIP"),
+        (
+            {"conditioning": "recurrent", "attention": False},
+            "'recurrent' with model.attention = False is neither GALIP",
+        ),
+        ({"conditioning": "affine", "attention": True}, "'affine' with model.attention = True is neither GALIP"),
+        ({"conditioning": "recurrent-reference", "attention": False}, "nor published RATLIP"),
     ],
 )
 @galip_alone
 def test_networks_their_code_does_not_know_are_refused(tmp_path, published, changes, message):
-    model = published.config.model.model_copy(update=changes)
-    published.config = published.config.model_copy(update={"model": model})
+    system = "ratlip" if "conditioning" in changes else "galip"
+    published.config = build_config({"system": system, "model": published.config.model.model_dump() | changes})
     with pytest.raises(WeightsError, match=message):
         export_reference(published, tmp_path / "x.pth")
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
-from galiplib.config import ModelConfig
+from galiplib.config import GalipConfig
 from galiplib.data import minibirds
 from galiplib.sampling import recipe as recipes
 from galiplib.sampling import sample as sampling
@@ -43,7 +43,7 @@ def bridge(birds):
 def generator(bridge):
     """Untrained, with weights large enough for noise and caption to show, and pictures within [-1, 1]."""
     torch.manual_seed(1)
-    config = ModelConfig(channels=4, noise_dim=8, image_size=32, code_channels=8, fusion_blocks=1)
+    config = GalipConfig(channels=4, noise_dim=8, image_size=32, code_channels=8, fusion_blocks=1)
     generator = Generator(bridge, config)
     for parameter in generator.parameters():
         if parameter.ndim > 1:

@@ -265,7 +265,7 @@ def test_a_run_on_shards_that_stops_and_resumes_is_the_one_that_was_never_interr
     resumed = Run(tmp_path / "stopped", tiny_config(**shards, data__workers=1), "cpu", progress=False)
     assert resumed.step == 4
     list(resumed.train())
-    for one, other in zip(whole.networks.state_dict().values(), resumed.networks.state_dict().values(), strict=True):
+    for one, other in zip(whole.system.state_dict().values(), resumed.system.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     one, other = ([{**line, "seconds": 0} for line in run.history()] for run in (whole, resumed))
     assert len(one) == 5 and one == other

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from galiplib import augmentation
-from galiplib.build import make_bridge
+from galiplib.build import make_bridge, make_system
 from galiplib.checkpoints.loading import load_generator
 from galiplib.checkpoints.store import CheckpointError
 from galiplib.config import ConfigError, load_config
@@ -25,7 +25,8 @@ from galiplib.files import WeightsError
 from galiplib.runs.guards import Guard, TrainingFailed
 from galiplib.runs.interrupts import Stopped
 from galiplib.runs.run import Run
-from galiplib.training import Networks, Optimizers, train, train_step
+from galiplib.system import Batch, Text
+from galiplib.training import Optimizers, train, train_step
 
 EVERY = {"train.colour": 0.5, "train.cutout": 0.3, "train.shift": 2}  # all that is random in a step
 
@@ -98,14 +99,15 @@ def test_an_interruption_inside_a_step_costs_only_that_step(opened, monkeypatch)
     whole = opened("whole")
     list(whole.train())
     run = opened()
-    apply = type(run.optimizers.g).step
+    apply = type(run.optimizers.adam["generator"]).step
 
     def interrupted(optimizer, *args):
         apply(optimizer, *args)
         if run.step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.optimizers.d, "step", lambda: interrupted(run.optimizers.d))
+    adam = run.optimizers.adam["discriminator"]
+    monkeypatch.setattr(adam, "step", lambda: interrupted(adam))
     with pytest.raises(KeyboardInterrupt):
         list(run.train())
     resumed = opened()
@@ -298,19 +300,20 @@ def parts(tiny_config):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts):
     config, bridge, birds = parts
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     optimizers, data = Optimizers(networks, config.train), TrainingData(bridge, birds)
     before = {name: tensor.clone() for name, tensor in networks.state_dict().items()}
     images, sentence = data.batch(1, 4, 0)
     images[2, 1, 3, 3] = float("nan")
-    report = train_step(networks, bridge, optimizers, config.train, 1, images, sentence, torch.randn(4, 100))
+    noise = {"z": torch.randn(4, 100)}
+    report = train_step(networks, optimizers, Batch(images, Text(sentence), noise), config.train, 1)
     assert report.skipped
     for name in ("discriminator", "head"):
         for key, tensor in getattr(networks, name).state_dict().items():
             assert torch.equal(tensor, before[f"{name}.{key}"])
     with torch.no_grad():
         networks.generator.to_rgb.bias[0] = float("inf")
-    report = train_step(networks, bridge, optimizers, config.train, 2, images, sentence, torch.randn(4, 100))
+    report = train_step(networks, optimizers, Batch(images, Text(sentence), noise), config.train, 2)
     assert report.skipped and torch.equal(networks.ema.to_rgb.bias, networks.ema.to_rgb.bias.nan_to_num())
 
 
@@ -389,13 +392,13 @@ def test_pictures_that_are_not_finite_go_back_too(opened):
     def sampled(step):
         if next(broken):
             with torch.no_grad():
-                run.networks.ema.to_rgb.bias[0] = float("nan")
+                run.system.ema.to_rgb.bias[0] = float("nan")
         return samples(step)
 
     run._samples = sampled
     with pytest.warns(UserWarning, match="step 4: .*NaN or infinity.* Back to step 2, rollback 1"):
         list(run.train())
-    assert run.finished and run.networks.ema.to_rgb.bias.isfinite().all()
+    assert run.finished and run.system.ema.to_rgb.bias.isfinite().all()
 
 
 def test_the_paper_recipe_has_no_guards(parts):
@@ -416,14 +419,14 @@ def test_parts_of_a_batch_add_up_to_the_whole(tiny_config):
         exact = {"train__penalty_every": 1, "train__colour": 0.5, "train__precision": "fp32"}
         config = tiny_config(train__max_steps=2, train__accumulate=parts, **exact)
         bridge = make_bridge(config)
-        networks = Networks(bridge, config)
+        networks = make_system(bridge, config)
         optimizers, data = Optimizers(networks, config.train), TrainingData(bridge, birds)
-        report = next(train(networks, bridge, optimizers, data, config.train))
+        report = next(train(networks, optimizers, data, config.train))
         results[parts] = report, {n: p.grad for n, p in networks.named_parameters() if p.grad is not None}
     for parts in (2, 4):
-        for name, value in vars(results[1][0]).items():
+        for name, value in results[1][0].record().items():
             if name != "seconds":
-                assert vars(results[parts][0])[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+                assert results[parts][0].record()[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
         for name, gradient in results[1][1].items():
             if name.startswith(("discriminator", "head")):
                 torch.testing.assert_close(results[parts][1][name], gradient, rtol=1e-3, atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galiplib.augmentation import shift
-from galiplib.build import make_bridge
+from galiplib.build import make_bridge, make_system
 from galiplib.checkpoints.loading import load_generator
 from galiplib.config import ConfigError
 from galiplib.data import minibirds
@@ -14,7 +14,7 @@ from galiplib.data.batches import TrainingData
 from galiplib.files import WeightsError
 from galiplib.precision import resolve_precision
 from galiplib.runs.run import Run
-from galiplib.training import Networks, Optimizers, train
+from galiplib.training import Optimizers, train
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def birds():
 
 def loop(config, birds, start=0, networks=None):
     bridge = make_bridge(config)
-    networks = networks or Networks(bridge, config)
+    networks = networks or make_system(bridge, config)
     data = TrainingData(bridge, birds)
-    return networks, list(train(networks, bridge, Optimizers(networks, config.train), data, config.train, start))
+    return networks, list(train(networks, Optimizers(networks, config.train), data, config.train, start))
 
 
 def test_a_short_training_learns_and_moves_every_part(tiny_config, birds):
     config = tiny_config(train__max_steps=12, train__lr_g=1e-3, train__clip_weight=4, train__penalty_every=2)
-    before = Networks(make_bridge(config), config)
+    before = make_system(make_bridge(config), config)
     networks, reports = loop(config, birds)
     assert [r.step for r in reports] == list(range(1, 13))
-    assert all(math.isfinite(value) for r in reports for value in vars(r).values())
+    assert all(math.isfinite(value) for r in reports for value in r.record().values())
     assert sum(r.similarity for r in reports[-3:]) > sum(r.similarity for r in reports[:3])
     assert [r.penalty > 0 for r in reports] == [r.step % 2 == 0 for r in reports]
     for part in ("generator", "discriminator", "head", "ema"):
@@ -47,9 +47,9 @@ def test_clip_stays_frozen(tiny_config, birds):
     config = tiny_config(train__max_steps=2)
     bridge = make_bridge(config)
     weights = {name: tensor.clone() for name, tensor in bridge.model.state_dict().items()}
-    networks = Networks(bridge, config)
+    networks = make_system(bridge, config)
     data = TrainingData(bridge, birds)
-    list(train(networks, bridge, Optimizers(networks, config.train), data, config.train))
+    list(train(networks, Optimizers(networks, config.train), data, config.train))
     for name, tensor in bridge.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     assert all(parameter.grad is None for parameter in bridge.model.parameters())
@@ -99,7 +99,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_config, tmp_path):
     resumed = Run(tmp_path / "parts", config, progress=False)
     assert resumed.step == 3 and not resumed.finished
     list(resumed.train())
-    for (name, a), b in zip(whole.networks.state_dict().items(), resumed.networks.state_dict().values(), strict=True):
+    for (name, a), b in zip(whole.system.state_dict().items(), resumed.system.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     strip = [{k: v for k, v in line.items() if k != "seconds"} for line in whole.history()]
     assert strip == [{k: v for k, v in line.items() if k != "seconds"} for line in resumed.history()]
@@ -108,7 +108,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_config, tmp_path):
     # The exported EMA generator, the run folder and the live EMA make the same picture, up to fp16 storage.
     noise, sentence = torch.randn(2, 100), torch.randn(2, 128)
     with torch.no_grad():
-        live = whole.networks.ema(noise, sentence)
+        live = whole.system.ema(noise, sentence)
         torch.testing.assert_close(load_generator(tmp_path / "whole")(noise, sentence), live)
         exported = load_generator(tmp_path / "whole" / "generator.safetensors")(noise, sentence)
     torch.testing.assert_close(exported, live, atol=2e-2, rtol=2e-2)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..build import make_bridge, with_own_clip
+from ..build import make_bridge, make_generator, make_system, with_own_clip
 from ..clip.bridge import CLIP
-from ..config import build_config
+from ..config import recorded_config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
-from ..systems.discriminator import ConditionalHead, FeatureDiscriminator
-from ..systems.galip import Generator
+from ..system import TextToImage
 from .published import Published, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .store import FOLDER, KIND, Checkpoints
@@ -22,7 +22,7 @@ SHIPPED = WEIGHTS / "generator_mini.safetensors"
 
 def load_generator(
     path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu", ema: bool = True
-) -> Generator:
+) -> TextToImage:
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
     Args:
@@ -41,13 +41,13 @@ def load_generator(
         raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
     if theirs:
         return import_reference(path, clip_model, device, content).generator
-    (generator,) = _networks(path, content, {"ema" if ema else "generator": Generator}, clip_model, device)
+    (generator,) = _networks(path, content, ["ema" if ema else "generator"], clip_model, device)
     return generator
 
 
 def load_discriminator(
     path: str | Path, clip_model: CLIP | None = None, device: str | torch.device = "cpu"
-) -> tuple[FeatureDiscriminator, ConditionalHead]:
+) -> tuple[nn.Module, nn.Module]:
     """Discriminator and head in eval mode: head(discriminator(tapped (B, taps, W, g, g)), sentence (B, E)) -> (B,).
 
     Args:
@@ -65,8 +65,7 @@ def load_discriminator(
         return found.discriminator, found.head
     if not _holds(content, "discriminator"):
         raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
-    kinds = {"discriminator": FeatureDiscriminator, "head": ConditionalHead}
-    discriminator, head = _networks(path, content, kinds, clip_model, device)
+    discriminator, head = _networks(path, content, ["discriminator", "head"], clip_model, device)
     return discriminator, head
 
 
@@ -96,7 +95,7 @@ def export_reference(
         else:
             generator = load_generator(file, clip_model, ema=ema)
             discriminator, head = load_discriminator(file, generator.bridge.model)
-            config = build_config(content["config"])
+            config = recorded_config(content["config"])
             source = Published(config, generator.bridge, generator, discriminator, head)
             source.optimizers = their_optimizers(source, content["optimizer_g"], content["optimizer_d"])
     write_reference(source, path)
@@ -127,13 +126,16 @@ def _holds(content: dict[str, Any], network: str) -> bool:
 
 
 def _networks(
-    path: Path, content: dict[str, Any], kinds: dict[str, Any], clip_model: CLIP | None, device: str | torch.device
+    path: Path, content: dict[str, Any], names: list[str], clip_model: CLIP | None, device: str | torch.device
 ) -> list[Any]:
     """Networks of a checkpoint or export of ours, by name, made around the CLIP it names, in eval mode."""
-    config, run = build_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent
+    config, run = recorded_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent
     bridge, made = make_bridge(with_own_clip(config, run), device, clip_model), []
-    for name, kind in kinds.items():
-        module, prefix = kind(bridge, config.model), f"{name}."
+    with torch.random.fork_rng(devices=[]):  # their first weights, which the file's replace, are drawn
+        system = None if names == ["ema"] or names == ["generator"] else make_system(bridge, config)
+        generator = make_generator(bridge, config) if system is None else system.generator
+    for name in names:
+        module, prefix = getattr(system, name, generator), f"{name}."
         tensors = {n.removeprefix(prefix): t for n, t in content["networks"].items() if n.startswith(prefix)}
         fit(module, tensors, f"the {'generator' if name == 'ema' else name} in {path}")
         made.append(module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False))

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..build import make_generator
 from ..clip.bridge import CLIP, ClipBridge
 from ..config import Config, build_config
 from ..files import WeightsError, contents, fit, load_torch, state_dict, write_atomically
-from ..systems.discriminator import ConditionalHead, FeatureDiscriminator
-from ..systems.galip import REFERENCE_SIZES, Generator
+from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator, Generator
 
 # ---------------------------------------------------------------- what they call things
 
@@ -147,7 +147,7 @@ def import_reference(
     model = _clip_with(path, tower, states["netG"], clip_model, config.model.noise_dim)
     bridge = ClipBridge(model, "reference").to(device)
     epoch = content.get("epoch")  # others' trainings note other things there, or nothing
-    found = Published(config, bridge, Generator(bridge, config.model), epoch=epoch if isinstance(epoch, int) else 0)
+    found = Published(config, bridge, make_generator(bridge, config), epoch=epoch if isinstance(epoch, int) else 0)
     found.optimizers = content.get("optimizers", {})
     ours = {to_ours("netG", n): t for n, t in states["netG"].items() if not n.startswith(TOWER)}
     fit(found.generator, ours, f"netG of {path}")
@@ -174,19 +174,21 @@ def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Co
             "noise_dim": netG["fc_code.weight"].shape[1],
             "code_channels": netG["mapping.conv_fuse.weight"].shape[1],
             "fusion_blocks": _count(netG, "mapping.FBlocks."),
-            "conditioning": "recurrent-reference" if any(".affine0.rnn." in name for name in netG) else "affine",
-            "attention": any(".c1.conv." in name for name in netG),
         }
         if "netD" in states and "netC" in states:
             model["disc_channels"] = states["netD"]["main.conv_r.2.weight"].shape[0]
             model["head_channels"] = states["netC"]["joint_conv.0.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
         raise WeightsError(f"{path} lacks {error}, which every GALIP and RATLIP of the authors has") from None
+    recurrent, attention = any(".affine0.rnn." in name for name in netG), any(".c1.conv." in name for name in netG)
+    system = "ratlip" if recurrent or attention else "galip"
+    if system == "ratlip":
+        model |= {"conditioning": "recurrent-reference" if recurrent else "affine", "attention": attention}
     if blocks != len(REFERENCE_SIZES):
         raise WeightsError(f"netG of {path} has {blocks} GBlocks; the published generator has {len(REFERENCE_SIZES)}")
     return build_config(
-        {"profile": "reference", "clip": {"name": "ViT-B/32", "convention": "reference"}, "model": model,
-         "train": {"recipe": "paper"}}
+        {"profile": "reference", "system": system, "clip": {"name": "ViT-B/32", "convention": "reference"},
+         "model": model, "train": {"recipe": "paper"}}
     )  # fmt: skip
 
 
@@ -236,9 +238,6 @@ def _clip_with(
 
 # ---------------------------------------------------------------- writing
 
-# (conditioning, attention) of GALIP and of RATLIP
-THEIR_VARIANTS = (("affine", False), ("recurrent-reference", True))
-
 
 def their_optimizers(networks: Published, generator: dict[str, Any], discriminator: dict[str, Any]) -> dict[str, Any]:
     """State dicts of our two Adams -> theirs, which number all parameters of netG, and of netD and netC, in order.
@@ -283,13 +282,15 @@ def export_reference(networks: Published, path: str | Path) -> None:
     Raises:
         WeightsError: for networks whose function their code can't compute.
     """
-    model = networks.config.model
+    system, model = networks.config.system, networks.config.model
+    if system not in ("galip", "ratlip"):
+        raise WeightsError(f"the authors' format of the system {system} is not known here: only GALIP's and RATLIP's")
     if model.smooth_shortcut or model.image_size != "reference":
         raise WeightsError(
             f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}: the authors' "
             "code knows only smooth_shortcut false and image_size 'reference'"
         )
-    if (model.conditioning, model.attention) not in THEIR_VARIANTS:
+    if system == "ratlip" and (model.conditioning, model.attention) != ("recurrent-reference", True):
         raise WeightsError(
             f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
             "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"

@@ -18,7 +18,7 @@ from ..clip.bridge import ClipBridge
 from ..data import minibirds
 from ..data.batches import Source
 from ..images import to_images, to_range
-from ..systems.picture_input import PictureGenerator, pack
+from ..systems.picture_input import PictureGenerator
 from .judge import COLUMNS, JUDGED, Judge
 from .protocol import embed_captions, evaluating, noise_of_pictures
 
@@ -64,8 +64,8 @@ def make_edits(
             part = slice(start, start + 100)
             sentence = embed_captions(bridge, captions[part])
             noise = noise_of_pictures(range(start, start + len(sentence)), generator.noise_dim, seed)
-            packed = pack(noise, given[part]).to(device)
-            made.append(to_range(generator(packed, sentence), numbers=range(start, start + len(sentence))).cpu())
+            painted = generator(noise.to(device), sentence, given[part].to(device))
+            made.append(to_range(painted, numbers=range(start, start + len(sentence))).cpu())
     return Edits(torch.cat(made), given, captions, truth)
 
 

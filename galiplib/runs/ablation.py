@@ -134,13 +134,13 @@ def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
         bar.update()
     settings = config.model_copy(update={"eval": config.eval.model_copy(update={"images": images})})
     row: dict[str, Any] = {}
-    results = measure_generator(run.networks.ema, run.bridge, settings, run.held_out, progress=False).values
+    results = measure_generator(run.system.ema, run.bridge, settings, run.held_out, progress=False).values
     for name, value in results.items():
         row |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     if "caption_accuracy" in results:
         for name, key in (("accuracy", "caption_accuracy"), ("accuracy_held_out", "caption_accuracy_held_out")):
             row[name] = sum(results[key].values()) / len(results[key])
-    row["parameters"] = sum(parameter.numel() for parameter in run.networks.generator.parameters())
+    row["parameters"] = sum(parameter.numel() for parameter in run.system.generator.parameters())
     run.export(file)
     shutil.rmtree(folder)
     return row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +48,7 @@ class RunLog:
         self.board.close()
 
     def step(self, report: StepReport) -> None:
-        values = dataclasses.asdict(report)
+        values = report.record()
         self._write("metrics", values)
         if report.step % TENSORBOARD_EVERY == 0 or report.skipped:
             for name, value in values.items():

@@ -34,19 +34,19 @@ from ..build import (
     held_out_data,
     make_bridge,
     make_data,
+    make_system,
     pick_device,
     with_own_clip,
 )
 from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints
 from ..clip.training import learn_clip
-from ..compiling import compile_for_training
 from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
 from ..data.batches import Source, TrainingData
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json
 from ..images import contact_sheet, save_png
 from ..sampling.sample import sample
-from ..training import Networks, Optimizers, StepReport, train
+from ..training import Optimizers, StepReport, train
 from .guards import Guard, TrainingFailed
 from .interrupts import Stopped, StopSignals
 from .log import NoLog, RunLog, read_lines
@@ -57,6 +57,7 @@ FREE_KEYS = (
     "train.max_skipped", "train.rollback_factor", "train.max_rollbacks", "data.index", "data.workers",
 )  # fmt: skip
 EVALUATED = 1000  # pictures of an evaluation on the way
+SHOWN = ("loss_d", "loss_g", "similarity")  # of a step's report, beside the progress bar
 FAILED = 1000  # above the number of any signal
 _IN_TRAINING: WeakValueDictionary[str, Any] = WeakValueDictionary()  # run folder -> the loop that trains in it
 
@@ -122,9 +123,8 @@ class Run:
         self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
         with lost_is_said(self.workers):
             # compared before anything else, for what follows depends on them
-            self.workers.agree(
-                **{f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)}
-            )
+            keys = {f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)}
+            self.workers.agree(system=config.system, **keys)
             check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
             with same_failure():
                 if self.workers.leads:
@@ -139,11 +139,10 @@ class Run:
                 self._learn_clip()
             with same_failure():
                 self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
-                self.networks = Networks(self.bridge, config)
-                self.optimizers = Optimizers(self.networks, config.train)
-                self.training_bridge = self.bridge  # what a training step looks through
+                self.system = make_system(self.bridge, config)
+                self.optimizers = Optimizers(self.system, config.train)
                 if config.train.compile:
-                    self.training_bridge = compile_for_training(self.networks.generator, self.bridge)
+                    self.system.compile_networks()
                 self.step, self.guard = 0, Guard()
                 self._newest = self.checkpoints.numbered()[:1]
                 if state := self.checkpoints.load():
@@ -246,7 +245,11 @@ class Run:
             workers.agree(step=self.step)
             log = stack.enter_context(RunLog(self.folder, self.step) if workers.leads else NoLog())
             bar = tqdm(
-                total=settings.max_steps, initial=self.step, desc="GALIP", disable=not self.progress, mininterval=1
+                total=settings.max_steps,
+                initial=self.step,
+                desc=self.config.system,
+                disable=not self.progress,
+                mininterval=1,
             )
             stack.enter_context(bar)
             signals = StopSignals()
@@ -256,8 +259,7 @@ class Run:
             try:
                 while not self.finished:
                     start, attempt = self.step, self.guard.rollbacks
-                    parts = self.networks, self.training_bridge, self.optimizers
-                    steps = train(*parts, reader, settings, start, attempt, workers)
+                    steps = train(self.system, self.optimizers, reader, settings, start, attempt, workers)
                     reports = self._until_rollback(steps, log)
                     while True:
                         # alone, not while the caller's code runs between two steps
@@ -266,7 +268,8 @@ class Run:
                         reader.whole = True
                         if report is None:
                             break
-                        bar.set_postfix(d=f"{report.loss_d:.2f}", clip=f"{report.similarity:.2f}", refresh=False)
+                        shown = {name: f"{value:.2f}" for name, value in report.noted.items() if name in SHOWN}
+                        bar.set_postfix(shown, refresh=False)
                         bar.n = self.step
                         bar.update(0)
                         yield report
@@ -320,7 +323,7 @@ class Run:
 
         quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
         config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
-        return measure_generator(self.networks.ema, self.bridge, config, self.held_out, False).record()
+        return measure_generator(self.system.ema, self.bridge, config, self.held_out, False).record()
 
     def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
         """Back to a good checkpoint, with another order of the data from there on.
@@ -356,9 +359,9 @@ class Run:
         return {
             "step": self.step,
             "config": self.config.model_dump(),
-            "networks": self.networks.state_dict(),
-            "optimizer_d": self.optimizers.d.state_dict(),
-            "optimizer_g": self.optimizers.g.state_dict(),
+            "networks": self.system.state_dict(),
+            "optimizer_d": self.optimizers.adam["discriminator"].state_dict(),
+            "optimizer_g": self.optimizers.adam["generator"].state_dict(),
             "guard": self.guard.state(),
             "threads": torch.get_num_threads(),
             "processes": self.workers.size,
@@ -366,9 +369,9 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            self.networks.load_state_dict(state["networks"])
-            self.optimizers.d.load_state_dict(state["optimizer_d"])
-            self.optimizers.g.load_state_dict(state["optimizer_g"])
+            self.system.load_state_dict(state["networks"])
+            self.optimizers.adam["discriminator"].load_state_dict(state["optimizer_d"])
+            self.optimizers.adam["generator"].load_state_dict(state["optimizer_g"])
             self.guard, self.step = Guard(**state["guard"]), state["step"]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise WeightsError(
@@ -386,7 +389,7 @@ class Run:
 
     def export(self, path: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write the EMA generator as safetensors, weights in fp16, with configuration and provenance."""
-        ema = self.networks.ema
+        ema = self.system.ema
         tensors = ema.state_dict() | {name: weight.half() for name, weight in ema.named_parameters()}
         save_weights(path, KIND, tensors, {"config": self.config.model_dump(), "steps": self.step, **(record or {})})
 
@@ -399,7 +402,7 @@ class Run:
         return read_lines(self.folder / "evaluations.jsonl")
 
     def _samples(self, step: int) -> Path:
-        made = sample(self.networks.ema, self.bridge, self.sample_captions, count=4, seed=0)
+        made = sample(self.system.ema, self.bridge, self.sample_captions, count=4, seed=0)
         path = self.folder / "samples" / f"step_{step:06d}.png"
         return save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(step)})
 

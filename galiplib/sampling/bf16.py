@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..blocks import AttentiveConv, kernel_of_doubled
+from ..blocks import FinishedConv, kernel_of_doubled
 from ..systems.galip import Generator
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
@@ -27,7 +27,7 @@ def to_bf16(generator: Generator) -> Generator:
     side = generator.bridge.grid
     for block in generator.blocks:
         if 2 * side == block.size:
-            if isinstance(block.conv1, AttentiveConv):
+            if isinstance(block.conv1, FinishedConv):
                 block.conv1.conv = _phases(block.conv1.conv)
             else:
                 block.conv1 = _phases(block.conv1)

@@ -1,73 +1,92 @@
-"""Generators that are also given a picture: two explorations of a replication, and what they need to work.
+"""GALIP with a real picture given to its generator: the two explorations of a replication, as systems.
 
 The replication (wym1233, "Replication of GALIP", 2024) reports two failed attempts: the sum of a small residual block
 of a real picture and of the generator, and noise that is replaced by a picture's features. Notebooks 09 and 11 repeat
-them and say why. The picture travels behind the noise, in one row (B, Z + 3HW), so the training step stays as it is.
+them and say why. The generator gets the real picture whose caption is used, as there.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..augmentation import draw
 from ..blocks import SLOPE
 from ..clip.bridge import ClipBridge
-from ..config import TrainConfig
-from ..data.batches import TrainingData
-from ..losses import beyond_range
-from ..training import Batch, Networks, Optimizers, StepReport, generator_losses, random_of, train_step
-from .galip import Generator
+from ..config import Config, FeaturesConfig, PictureConfig
+from ..system import Batch, Losses, Text, TextToImage
+from .galip import GALIP, Fakes, Generator
 
 
-def pack(noise: Tensor, images: Tensor) -> Tensor:
-    """Noise (B, Z) and a picture each (B, 3, H, W) -> (B, Z + 3HW), what the generators of this module take."""
-    return torch.cat([noise, images.flatten(1)], dim=1)
+class PictureGenerator(TextToImage, ABC):
+    """A generator around GALIP's that is given a picture too; without one, a grey one."""
 
-
-class _Attach(torch.autograd.Function):
-    """The picture unchanged; a gradient that reaches it gives the loss a gradient of one as well."""
-
-    @staticmethod
-    def forward(ctx, picture: Tensor, loss: Tensor) -> Tensor:
-        return picture.view_as(picture)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, torch.ones((), device=gradient.device)
-
-
-def attach(picture: Tensor, loss: Tensor) -> Tensor:
-    """The picture, with a scalar loss that is minimised beside whatever is computed from the picture.
-
-    So a network can bring a loss of its own into a training step that knows nothing of it (mixture-of-experts layers
-    add their balancing loss in this way). The step must call backward once per picture.
-    """
-    return _Attach.apply(picture, loss.float())
-
-
-class PictureGenerator(nn.Module):
-    """A generator around GALIP's that is given a picture too: (B, Z + 3HW), (B, E) -> (B, 3, H, W).
-
-    Attributes:
-        identity: weight of the objective that asks for a picture like the given one; 0: no such objective.
-    """
-
-    def __init__(self, generator: Generator, identity: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator.bridge)
         self.generator = generator
-        self.identity = identity
         self.noise_dim = generator.noise_dim
         self.image_size = generator.image_size
 
-    def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Z + 3HW) -> noise (B, Z), pictures (B, 3, H, W)."""
-        noise, images = packed[:, : self.noise_dim], packed[:, self.noise_dim :]
-        return noise, images.unflatten(1, (3, self.image_size, -1))
+    def forward(self, noise: Tensor, sentence: Tensor, images: Tensor | None = None) -> Tensor:
+        """(B, Z), (B, E), (B, 3, H, W) in [-1, 1] -> (B, 3, H, W)."""
+        if images is None:
+            images = noise.new_zeros(len(noise), 3, self.image_size, self.image_size)
+        return self.paint(noise, sentence, images)
+
+    @abstractmethod
+    def paint(self, noise: Tensor, sentence: Tensor, images: Tensor) -> Tensor:
+        """The same with a picture."""
+
+
+class PictureGALIP(GALIP):
+    """GALIP whose fakes are made of a real picture as well, with an objective to be like it (`model.identity`).
+
+    The last rows of a batch, `model.exchanged` of it, get another row's picture: "this one, but with that caption";
+    all of them, it is the control.
+    """
+
+    def __init__(self, bridge: ClipBridge, config: Config) -> None:
+        super().__init__(bridge, config)
+        self.generator = self.around(self.generator, config.model)
+        self.settings = config.model
+
+    @classmethod
+    def make_generator(cls, bridge: ClipBridge, config: PictureConfig) -> PictureGenerator:
+        return cls.around(super().make_generator(bridge, config), config)
+
+    @staticmethod
+    @abstractmethod
+    def around(generator: Generator, config: Any) -> PictureGenerator:
+        """The generator that is given pictures."""
+
+    def given(self, batch: Batch) -> Tensor:
+        """The pictures that the generator gets, (B, 3, H, W)."""
+        size = len(batch.images)
+        kept = size - round(self.settings.exchanged * size)
+        return torch.cat([batch.images[:kept], batch.images[kept:].roll(1, 0)])
+
+    def draw_fakes(self, batch: Batch) -> Tensor:
+        sentence = batch.text.sentence
+        return self.generator(batch.noise["z"].to(sentence.device), sentence, self.given(batch))
+
+    def losses_of(self, fakes: Fakes, batch: Batch) -> Losses:
+        total, noted = super().losses_of(fakes, batch)
+        if self.settings.identity:
+            unlike = self.unlike(fakes.pictures, self.given(batch))
+            total = total + self.settings.identity * unlike
+            noted = noted | {"loss_g": total, "identity": unlike}
+        return Losses(total, noted)
+
+    @abstractmethod
+    def unlike(self, made: Tensor, given: Tensor) -> Tensor:
+        """How unlike pictures are to those given, both (B, 3, H, W) -> a scalar."""
+
+    def loss_of(self, pictures: Tensor, sentence: Tensor) -> Tensor:
+        """What the generator's phase would minimise, but for the objective, if it had made these (B, 3, H, W)."""
+        return super().losses_of(self.look_at(pictures), Batch(pictures, Text(sentence), {})).total
 
 
 # ---------------------------------------------------------------- the residual structure
@@ -93,24 +112,37 @@ class ImageBlock(nn.Module):
 
 
 class ResidualGenerator(PictureGenerator):
-    """block(picture) + generator(noise, sentence); the identity objective is the squared distance of pixels."""
+    """block(picture) + generator(noise, sentence)."""
 
-    def __init__(self, generator: Generator, identity: float = 0.0) -> None:
-        super().__init__(generator, identity)
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator)
         self.block = ImageBlock()
 
-    def branches(self, packed: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Z + 3HW), (B, E) -> the picture's branch and the generator's, (B, 3, H, W) both; their sum is made."""
-        noise, images = self.unpack(packed)
+    def branches(self, noise: Tensor, sentence: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The picture's branch and the generator's, (B, 3, H, W) both; their sum is made."""
         return self.block(images), self.generator(noise, sentence)
 
-    def forward(self, packed: Tensor, sentence: Tensor) -> Tensor:
-        """(B, Z + 3HW), (B, E) -> (B, 3, H, W)."""
-        image_part, generated = self.branches(packed, sentence)
-        made = image_part + generated
-        if self.identity and torch.is_grad_enabled():
-            made = attach(made, self.identity * F.mse_loss(made, self.unpack(packed)[1]))
-        return made
+    def paint(self, noise: Tensor, sentence: Tensor, images: Tensor) -> Tensor:
+        image_part, generated = self.branches(noise, sentence, images)
+        return image_part + generated
+
+
+class ResidualGALIP(PictureGALIP):
+    """The residual structure; unlike is the mean squared distance of pixels."""
+
+    @staticmethod
+    def around(generator: Generator, config: PictureConfig) -> ResidualGenerator:
+        return ResidualGenerator(generator)
+
+    def unlike(self, made: Tensor, given: Tensor) -> Tensor:
+        return F.mse_loss(made, given)
+
+    def gain_gradient(self, noise: Tensor, sentence: Tensor, images: Tensor) -> float:
+        """d loss / d gain at 1, for gain * block(picture) + generator(noise, sentence): above 0, less is better."""
+        with torch.no_grad():
+            image_part, generated = self.generator.branches(noise, sentence, images)
+        gain = torch.ones((), device=noise.device, requires_grad=True)
+        return torch.autograd.grad(self.loss_of(gain * image_part + generated, sentence), gain)[0].item()
 
 
 def energy_share(image_part: Tensor, generated: Tensor, centred: bool = False) -> float:
@@ -137,8 +169,8 @@ def image_share(generator: PictureGenerator, noise: Tensor, images: Tensor, sent
     Args:
         noise, images, sentence: (B, Z), (B, 3, H, W), (B, E); rows are exchanged with their neighbours.
     """
-    made = generator(pack(noise, images), sentence).clamp(-1, 1)
-    other = generator(pack(noise, images.roll(1, 0)), sentence).clamp(-1, 1)
+    made = generator(noise, sentence, images).clamp(-1, 1)
+    other = generator(noise, sentence, images.roll(1, 0)).clamp(-1, 1)
     return float((made - other).square().mean() / (made - made.roll(1, 0)).square().mean())
 
 
@@ -182,101 +214,43 @@ class FeatureGenerator(PictureGenerator):
     """The generator with norm(norm(linear(features of the picture)) + scale * noise) in place of the noise.
 
     `norm` is a LayerNorm, so that each row has about mean 0 and variance 1, as noise has. The replication has a random
-    ResNet's features and scale 1. The identity objective is 1 - cosine of the CLIP embeddings of what is made and of
-    the picture given.
+    ResNet's features and scale 1.
 
     Attributes:
         scale: of the noise beside features of variance 1; may be changed at any time.
     """
 
-    def __init__(
-        self, generator: Generator, features: RandomResNet | ClipFeatures, scale: float = 1.0, identity: float = 0.0
-    ) -> None:
-        super().__init__(generator, identity)
+    def __init__(self, generator: Generator, features: RandomResNet | ClipFeatures, scale: float = 1.0) -> None:
+        super().__init__(generator)
         self.features = features
         self.scale = scale
         self.project = nn.Linear(features.width, self.noise_dim)
         self.norm_features = nn.LayerNorm(self.noise_dim)
         self.norm_mixed = nn.LayerNorm(self.noise_dim)
 
-    def mixed(self, packed: Tensor) -> Tensor:
-        """(B, Z + 3HW) -> what the generator gets as its noise, (B, Z)."""
-        noise, images = self.unpack(packed)
+    def mixed(self, noise: Tensor, images: Tensor) -> Tensor:
+        """(B, Z), (B, 3, H, W) -> what the generator gets as its noise, (B, Z)."""
         features = self.norm_features(self.project(self.features(images)))  # (B, Z)
         return self.norm_mixed(features + self.scale * noise)
 
-    def forward(self, packed: Tensor, sentence: Tensor) -> Tensor:
-        """(B, Z + 3HW), (B, E) -> (B, 3, H, W)."""
-        made = self.generator(self.mixed(packed), sentence)
-        if self.identity and torch.is_grad_enabled():
-            bridge = self.generator.bridge
-            given, ours = (bridge.encode_image(x)[1].float() for x in (self.unpack(packed)[1], made))
-            made = attach(made, self.identity * (1 - F.cosine_similarity(ours, given).mean()))
-        return made
+    def paint(self, noise: Tensor, sentence: Tensor, images: Tensor) -> Tensor:
+        return self.generator(self.mixed(noise, images), sentence)
 
 
-# ---------------------------------------------------------------- training
+class FeatureGALIP(PictureGALIP):
+    """A picture's features in place of noise; unlike is 1 - cosine of the CLIP embeddings."""
+
+    @staticmethod
+    def around(generator: Generator, config: FeaturesConfig) -> FeatureGenerator:
+        features = RandomResNet() if config.features == "random-resnet" else ClipFeatures(generator.bridge)
+        return FeatureGenerator(generator, features, config.noise_scale)
+
+    def unlike(self, made: Tensor, given: Tensor) -> Tensor:
+        theirs, ours = (self.bridge.encode_image(x)[1].float() for x in (given, made))
+        return 1 - F.cosine_similarity(ours, theirs).mean()
 
 
-def with_generator(networks: Networks, generator: nn.Module) -> Networks:
-    """The networks with another generator, and its copy as EMA; discriminator and head stay."""
-    networks.generator = generator.train()
-    networks.ema = copy.deepcopy(generator).requires_grad_(False).eval()
-    return networks
-
-
-def train_with_pictures(
-    networks: Networks,
-    bridge: ClipBridge,
-    data: TrainingData,
-    config: TrainConfig,
-    shift: int = 0,
-    changed: float = 0.0,
-) -> Iterator[StepReport]:
-    """Train networks whose generator is a `PictureGenerator`, a report a step.
-
-    The generator gets the real picture whose caption is used, as in the replication.
-
-    Args:
-        shift: 1 gives every caption the picture of another one of the batch instead: the control.
-        changed: share of each batch, its last rows, that gets such a picture: "this one, but with that caption".
-
-    Raises:
-        ValueError: for `config.accumulate` above 1: parts of a batch would each bring the identity objective in full.
-    """
-    if config.accumulate > 1:
-        raise ValueError(f"train.accumulate must be 1 with pictures given to the generator, not {config.accumulate}")
-    optimizers = Optimizers(networks, config)
-    size = config.batch_size
-    kept = size - round(changed * size)
-    for step in range(1, config.max_steps + 1):
-        images, sentence = data.batch(step, size, config.seed)
-        noise = torch.randn(size, networks.generator.noise_dim, generator=random_of(config.seed, 2, step))
-        given = images.roll(shift, 0)
-        given = torch.cat([given[:kept], given[kept:].roll(1, 0)])
-        packed = pack(noise.to(sentence.device), given)
-        augmentations = draw(config, size, random_of(config.seed, 3, step))
-        yield train_step(networks, bridge, optimizers, config, step, images, sentence, packed, augmentations)
-
-
-def generator_loss(
-    networks: Networks, bridge: ClipBridge, config: TrainConfig, pictures: Tensor, sentence: Tensor
-) -> Tensor:
-    """What the generator's step would minimise if it had made these pictures, (B, 3, H, W) -> a scalar."""
-    made = *bridge.encode_image(pictures), beyond_range(pictures)
-    batch = Batch(pictures, sentence, pictures, None)  # only the sentences are looked at
-    return generator_losses(networks, config, batch, *made, lambda name, value: value)
-
-
-def gain_gradient(
-    networks: Networks, bridge: ClipBridge, config: TrainConfig, packed: Tensor, sentence: Tensor
-) -> float:
-    """d loss / d gain at 1, for gain * block(picture) + generator(noise, sentence): above 0, less of it is better."""
-    with torch.no_grad():
-        image_part, generated = networks.generator.branches(packed, sentence)
-    gain = torch.ones((), device=packed.device, requires_grad=True)
-    loss = generator_loss(networks, bridge, config, gain * image_part + generated, sentence)
-    return torch.autograd.grad(loss, gain)[0].item()
+# ---------------------------------------------------------------- a block that starts as a copy
 
 
 def fit_to_copy(block: ImageBlock, images: Tensor, steps: int = 150, lr: float = 0.02, seed: int = 0) -> float:

@@ -1,0 +1,235 @@
+"""The protocol of a text-to-image GAN: what it is given, what it draws, and the phases of its training step.
+
+A system is one file in `galiplib/systems`. It holds its networks, says what each of its phases minimises, and knows
+nothing of data, files or runs; `training.train_step` runs the phases in turn and knows nothing of the system.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config, ModelConfig
+
+Noise = dict[str, Tensor]  # all that is random in a step, by name; entry i belongs to picture i
+Role = Literal["discriminator", "generator"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What captions say to a system; entry i belongs to picture i, and what a system does not want is None.
+
+    Attributes:
+        sentence: (B, E), what generator and discriminator are conditioned on.
+        words: (B, L, E), zeros behind a caption's end.
+        mask: (B, L), True there.
+        picture: (B, E), the real picture's embedding.
+        classes: (B,), pictures of one class are no negatives of each other.
+    """
+
+    sentence: Tensor
+    words: Tensor | None = None
+    mask: Tensor | None = None
+    picture: Tensor | None = None
+    classes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sentence)
+
+    def __getitem__(self, part: slice) -> Text:
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Text(**{name: value[part] for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step works on: all of it, a process's share, or a part of that (`train.accumulate`).
+
+    Attributes:
+        images: real pictures, (B, 3, H, W) in [-1, 1].
+        text: their captions.
+        noise: what `System.draw` gave.
+        neighbours: of a share or part, the sentences before its first and behind its last one, (1, E) both.
+    """
+
+    images: Tensor
+    text: Text
+    noise: Noise
+    neighbours: tuple[Tensor, Tensor] | None = None
+
+    def share(self, own: slice) -> Batch:
+        """A process's entries of a whole batch, of which it has its own images only."""
+        return self._cut(own, self.images)
+
+    def split(self, parts: int) -> list[Batch]:
+        size = len(self.images) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
+        return [self._cut(cut, self.images[cut]) for cut in cuts]
+
+    def _cut(self, cut: slice, images: Tensor) -> Batch:
+        sentence = self.text.sentence
+        if cut == slice(0, len(sentence)):
+            return self
+        before, behind = self.neighbours or (sentence[-1:], sentence[:1])
+        around = torch.cat([before, sentence, behind])  # entry i + 1 is sentence i
+        neighbours = around[cut.start : cut.start + 1], around[cut.stop + 1 : cut.stop + 2]
+        return Batch(images, self.text[cut], {name: value[cut] for name, value in self.noise.items()}, neighbours)
+
+    def with_next(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What `project` makes of each sentence (B, E), and of the one behind it, every sentence computed once."""
+        sentence = self.text.sentence
+        made = project(sentence if self.neighbours is None else torch.cat([sentence, self.neighbours[1]]))
+        return made[: len(sentence)], made.roll(-1, 0)[: len(sentence)]
+
+    def with_previous(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The same with the sentence before it: picture i + 1 meets sentence i."""
+        sentence = self.text.sentence
+        made = project(sentence if self.neighbours is None else torch.cat([self.neighbours[0], sentence]))
+        return made[-len(sentence) :], made.roll(1, 0)[-len(sentence) :]
+
+
+@dataclass
+class Step:
+    """What the phases of one step, on one part of its batch, share.
+
+    Attributes:
+        number: of the step, from 1.
+        parts: in which the batch goes through.
+        made: what was made so far, by name.
+    """
+
+    number: int
+    parts: int = 1
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any], graph: bool) -> Any:
+        """What `make` gives, made once in a step: one graph serves all phases.
+
+        In parts, whose graphs would not fit together into memory, a phase with a backward pass through it (`graph`)
+        makes it anew.
+        """
+        if name not in self.made or (graph and self.parts > 1):
+            with torch.set_grad_enabled(graph or self.parts == 1):
+                self.made[name] = make()
+        return self.made[name]
+
+
+class Losses(NamedTuple):
+    """What a phase minimises, a scalar, and values to report: means over the batch, scalars or of any shape."""
+
+    total: Tensor
+    noted: dict[str, Tensor]
+
+
+class Phase(NamedTuple):
+    """One update within a step.
+
+    Attributes:
+        name: "d", "d_penalty", "g", ...; tells its gradient norm in the report, `grad_norm_<name>`.
+        learns: whose weights it updates.
+        losses: computed with gradients towards these.
+        every: steps from one to the next (lazy regularisation, as in StyleGAN).
+    """
+
+    name: str
+    learns: Role
+    losses: Callable[[Batch, Step], Losses]
+    every: int = 1
+
+
+class TextToImage(nn.Module):
+    """What draws: a generator, all that sampling, evaluation, panel and export know of a system.
+
+    The CLIP that reads its captions is the caller's and frozen: neither a submodule nor part of the state dict.
+
+    Attributes:
+        noise_dim: Z.
+        image_size: side of its pictures in pixels.
+        bridge: the door to that CLIP (`clip.bridge.ClipBridge`).
+        blocks: for style mixing, those that can be given another noise and caption; none by default.
+    """
+
+    noise_dim: int
+    image_size: int
+
+    def __init__(self, bridge: Any) -> None:
+        super().__init__()
+        self._bridge = (bridge,)  # in a tuple, so that CLIP is no part of this module's state
+
+    @property
+    def bridge(self) -> Any:
+        return self._bridge[0]
+
+    def picture_of(self, noise: Tensor, text: Text) -> Tensor:
+        """Noise (B, Z) and captions -> pictures (B, 3, H, W), about [-1, 1]; here by `forward(noise, sentence)`."""
+        return self(noise, text.sentence)
+
+
+class System(nn.Module, ABC):
+    """A text-to-image GAN: its networks as one module to move and to save, and its training phases.
+
+    A subclass makes its networks in `__init__`, the generator as `generator`, and defines `learners` and `phases`.
+
+    Attributes:
+        wants: of {"words", "picture", "classes"}: what of `Text` it needs beside the sentence.
+        betas: of Adam.
+        ema: the averaged generator, which is sampled, measured and exported.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset()
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.9)
+    generator: TextToImage
+    ema: TextToImage
+
+    def __init__(self, bridge: Any, config: Config) -> None:
+        super().__init__()
+        self._bridge = (bridge,)  # in a tuple, so that CLIP is no part of this module's state
+        self.config = config.train
+
+    @classmethod
+    @abstractmethod
+    def make_generator(cls, bridge: Any, config: ModelConfig) -> TextToImage:
+        """The generator alone, as a file of weights needs it."""
+
+    @abstractmethod
+    def learners(self, role: Role) -> Sequence[nn.Module]:
+        """The networks that phases of this role update."""
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The updates of a step, in order."""
+
+    def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
+        """Everything random of a step, on the CPU, for a whole batch of `size`.
+
+        Args:
+            random: purpose -> its random numbers in this step; 2 is the noise, 3 the augmentation.
+        """
+        return {"z": torch.randn(size, self.generator.noise_dim, generator=random(2))}
+
+    def averaged(self) -> TextToImage:
+        """What the EMA copies."""
+        return self.generator
+
+    def start_average(self) -> None:
+        """Let the EMA be what is averaged, as it is now."""
+        self.ema = copy.deepcopy(self.averaged()).requires_grad_(False).eval()
+
+    def summary(self, noted: dict[str, Tensor]) -> dict[str, float]:
+        """What was noted in a step, averaged over its parts and processes -> the numbers of its report."""
+        return {name: value.item() for name, value in noted.items()}
+
+    def compile_networks(self, backend: str = "inductor") -> None:
+        """Put the generator through torch.compile for training (`train.compile`), for one batch shape.
+
+        The first steps take minutes on a CPU. What can't be compiled (no C++ compiler at hand, say) runs as it is, with
+        a warning by torch. A discriminator with a gradient penalty is differentiated twice, which compiling can't.
+        """
+        torch._dynamo.config.suppress_errors = True
+        self.generator.compile(dynamic=False, backend=backend)
