@@ -1,22 +1,21 @@
-"""Start a training in several processes from a notebook or a script.
+"""Start a training in several processes from a notebook or a script, as torchrun does from a shell.
 
-accelerate's `notebook_launcher` forks the kernel, and a fork can do neither of what such a training needs: in a kernel
-that has computed with more than one thread, libgomp's are not there after the fork, and the children wait for them
-for ever in their first parallel loop; and CUDA refuses to work in a fork of a process that has only asked for GPUs
-(`torch.cuda.is_available`). So the processes are spawned, each with an interpreter of its own; in them accelerate
-finds its companions as ever.
+The processes are spawned, each with an interpreter of its own, not forked: a fork of a kernel that has computed with
+more than one thread waits for libgomp's threads for ever in its first parallel loop, and CUDA refuses to work in a fork
+of a process that has only asked for GPUs (`torch.cuda.is_available`). torchrun's own launcher can be called from Python
+too, but kills what hasn't ended thirty seconds after a Ctrl-C, in the middle of a step or a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import multiprocessing
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from ..build import pick_device
 from ..config import Config, ConfigError, build_config
@@ -46,37 +45,32 @@ def train_in_processes(folder: str | Path, config: Config, processes: int, devic
     most = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, max(1, processes))
     if not 1 <= processes <= most:
         raise ConfigError(f"processes = {processes}: right would be 1 to {most}, one a GPU, or device = 'cpu'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = multiprocessing.get_context("spawn").SimpleQueue()
     shared = {
-        "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "OMP_NUM_THREADS": max(1, torch.get_num_threads() // processes),
+        "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": get_free_port(), "OMP_NUM_THREADS": max(1, torch.get_num_threads() // processes),
     }  # fmt: skip
-    arguments = shared, told, str(folder), config.model_dump(), device
-    context = multiprocessing.start_processes(_train, arguments, processes, join=False)
-    interrupted = False
-    while True:
+    told = multiprocessing.get_context("spawn").SimpleQueue()
+    work = shared, told, str(folder), config.model_dump(), device
+    context = multiprocessing.start_processes(_train, work, processes, join=False)
+    interrupted, ended = False, False
+    while not ended:
         try:
-            if context.join():
-                break
+            ended = context.join()
         except KeyboardInterrupt:
             interrupted = True
-            for process in context.processes:
-                if process.is_alive():
-                    os.kill(process.pid, signal.SIGINT)
+            for process in filter(lambda process: process.is_alive(), context.processes):
+                os.kill(process.pid, signal.SIGINT)
     if not told.empty():
         raise Stopped(*told.get())
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _train(rank: int, shared: dict[str, Any], told: Any, folder: str, config: dict[str, Any], device: str) -> None:
-    """One process of them."""
+def _train(rank: int, shared: dict[str, int], told: Any, folder: str, config: dict[str, Any], device: str) -> None:
+    """One process of them, with the environment that torchrun gives."""
     if hasattr(os, "setsid"):  # a Ctrl-C that the whole process group gets would come twice: the parent hands it on
         os.setsid()
-    os.environ |= {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+    os.environ |= {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
     torch.set_num_threads(shared["OMP_NUM_THREADS"])  # the variable alone comes too late: torch is loaded
     try:
         for _ in Run(folder, build_config(config), device).train():
