@@ -152,11 +152,10 @@ def same_failure() -> Iterator[None]:
 
 def _alike(kind: type[Exception], message: str) -> Exception:
     """An exception of a kind, or of its nearest base class that takes a message alone."""
-    for base in kind.__mro__:
-        try:
-            return base(message)
-        except TypeError:
-            continue
+    try:
+        return kind(message)
+    except TypeError:
+        return _alike(kind.__mro__[1], message)
 
 
 @contextmanager

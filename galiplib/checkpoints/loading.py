@@ -59,10 +59,9 @@ def load_discriminator(
     """
     path, content = _read(path)
     if is_reference(content):
-        found = import_reference(path, clip_model, device, content)
-        if found.discriminator is None or found.head is None:
+        if not {"netD", "netC"} <= content["model"].keys():
             raise WeightsError(f"{path} holds a generator only, no netD and netC")
-        return found.discriminator, found.head
+        return import_reference(path, clip_model, device, content).judges()
     if not _holds(content, "discriminator"):
         raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
     discriminator, head = _networks(path, content, ["discriminator", "head"], clip_model, device)
@@ -138,5 +137,5 @@ def _networks(
         module, prefix = getattr(system, name, generator), f"{name}."
         tensors = {n.removeprefix(prefix): t for n, t in content["networks"].items() if n.startswith(prefix)}
         fit(module, tensors, f"the {'generator' if name == 'ema' else name} in {path}")
-        made.append(module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False))
+        made.append(module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False))
     return made

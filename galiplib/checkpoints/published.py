@@ -115,6 +115,12 @@ class Published:
     epoch: int = 0
     optimizers: dict[str, Any] = field(default_factory=dict)
 
+    def judges(self) -> tuple[FeatureDiscriminator, ConditionalHead]:
+        """Discriminator and head. Raises WeightsError if there are none."""
+        if self.discriminator is None or self.head is None:
+            raise WeightsError("the authors' format holds a discriminator too: train or import one with it")
+        return self.discriminator, self.head
+
 
 def is_reference(content: Any) -> bool:
     """Whether what `torch.load` gave is a checkpoint in the authors' format."""
@@ -158,9 +164,8 @@ def import_reference(
         used = {to_ours("netD", n): t for n, t in states["netD"].items() if n not in found.unused}
         fit(found.discriminator, used, f"netD of {path}")
         fit(found.head, {to_ours("netC", n): t for n, t in states["netC"].items()}, f"netC of {path}")
-    for module in (found.generator, found.discriminator, found.head):
-        if module is not None:
-            module.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    for module in filter(None, (found.generator, found.discriminator, found.head)):
+        module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return found
 
 
@@ -239,20 +244,21 @@ def _clip_with(
 # ---------------------------------------------------------------- writing
 
 
-def their_optimizers(networks: Published, generator: dict[str, Any], discriminator: dict[str, Any]) -> dict[str, Any]:
+def their_optimizers(networks: Published, optimizer_g: dict[str, Any], optimizer_d: dict[str, Any]) -> dict[str, Any]:
     """State dicts of our two Adams -> theirs, which number all parameters of netG, and of netD and netC, in order.
 
     Theirs also hold the frozen tower and the unused shortcuts, without a state, as Adam leaves what has no gradient.
     """
     tower = [TOWER + name for name in _tower(networks.bridge)]
-    unused = networks.unused or _made_up(networks.discriminator)
+    discriminator, head = networks.judges()
+    unused = networks.unused or _made_up(discriminator)
     ours_g = [to_theirs("netG", name) for name, _ in networks.generator.named_parameters()]
-    ours_d = [to_theirs("netD", name) for name, _ in networks.discriminator.named_parameters()]
-    ours_c = [to_theirs("netC", name) for name, _ in networks.head.named_parameters()]
+    ours_d = [to_theirs("netD", name) for name, _ in discriminator.named_parameters()]
+    ours_c = [to_theirs("netC", name) for name, _ in head.named_parameters()]
     return {
-        "optimizer_G": _renumbered(generator, ours_g, _sorted("netG", [*ours_g, *tower])),
+        "optimizer_G": _renumbered(optimizer_g, ours_g, _sorted("netG", [*ours_g, *tower])),
         "optimizer_D": _renumbered(
-            discriminator, ours_d + ours_c, _sorted("netD", [*ours_d, *unused]) + _sorted("netC", ours_c)
+            optimizer_d, ours_d + ours_c, _sorted("netD", [*ours_d, *unused]) + _sorted("netC", ours_c)
         ),
     }
 
@@ -295,15 +301,14 @@ def export_reference(networks: Published, path: str | Path) -> None:
             f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
             "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"
         )
-    if networks.discriminator is None or networks.head is None:
-        raise WeightsError("the authors' format holds a discriminator too: train or import one with it")
+    discriminator, head = networks.judges()
     tower = {TOWER + name: tensor for name, tensor in _tower(networks.bridge).items()}
-    unused = networks.unused or _made_up(networks.discriminator)
+    unused = networks.unused or _made_up(discriminator)
     state = {
         "model": {
             "netG": _theirs("netG", networks.generator, tower),
-            "netD": _theirs("netD", networks.discriminator, unused),
-            "netC": _theirs("netC", networks.head, {}),
+            "netD": _theirs("netD", discriminator, unused),
+            "netC": _theirs("netC", head, {}),
         },
         "optimizers": networks.optimizers,
         "epoch": networks.epoch,
@@ -318,7 +323,7 @@ def _theirs(network: str, module: nn.Module, others: dict[str, Tensor]) -> dict[
 
 def _made_up(discriminator: FeatureDiscriminator) -> dict[str, Tensor]:
     """Zeros for the shortcuts that their discriminator has and does not use."""
-    width = discriminator.reduce.residual[0].in_channels
+    width = discriminator.state_dict()["reduce.residual.0.weight"].shape[1]
     return {
         f"DBlocks.{index}.conv_s.{name}": torch.zeros(shape)
         for index in range(len(discriminator.collect))

@@ -14,10 +14,10 @@ class _OnDemand(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
-        loader = self.__spec__ and self.__spec__.loader
+        loader = self.__spec__.loader if self.__spec__ else None
         if name.startswith("__") or loader is None:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.__class__ = ModuleType
+        object.__setattr__(self, "__class__", ModuleType)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
             loader.exec_module(self)

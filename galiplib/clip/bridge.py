@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from clip.model import CLIP
+from clip.model import CLIP, ResidualAttentionBlock
 from clip.simple_tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def default_prompt_layers(layers: int) -> int:
     return max(1, min(layers - 1, round(8 * layers / 12)))
 
 
-def attention(block: nn.Module, x: Tensor) -> Tensor:
+def attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """A CLIP block's self-attention, (B, L, D) -> (B, L, D).
 
     Fused, but on a CPU written out where there will be a backward pass: that of the fused kernel is two to six times
@@ -62,7 +62,7 @@ def attention(block: nn.Module, x: Tensor) -> Tensor:
     return attn.out_proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
-def run_block(block: nn.Module, x: Tensor) -> Tensor:
+def run_block(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """One residual attention block of CLIP, (B, L, D) -> (B, L, D)."""
     x = x + attention(block, block.ln_1(x))
     return x + block.mlp(block.ln_2(x))

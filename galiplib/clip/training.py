@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def learn_clip(
             seconds += time.perf_counter() - started
             if training.step % SAVED_EVERY == 0:
                 state = {"key": key, "training": training.state(), "seconds": seconds}
-                write_atomically(part, lambda stream, state=state: torch.save(state, stream))
+                write_atomically(part, partial(torch.save, state))
             bar.set_postfix(
                 contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False
             )

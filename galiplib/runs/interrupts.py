@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], Any] | int
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,14 +32,15 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {n: handler for n, handler in found.items() if handler not in (None, signal.SIG_IGN)}
-            for number in self._before:
-                signal.signal(number, self._note)
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if handler is not None and handler != signal.SIG_IGN:
+                    self._before[number] = handler
+                    signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
