@@ -87,8 +87,12 @@ def _check_tensor(value: Any, shape: Shape, hints: Mapping[Shape, str] | None = 
         raise CheckFailed("the result holds NaN or infinity")
 
 
-def _compare(value: Tensor, right: Tensor, mistakes: Mapping[str, Tensor], gradient: bool = False) -> None:
+def _compare(
+    value: Any, right: Tensor, mistakes: Mapping[str, Tensor], hints: Mapping[Shape, str] | None = None,
+    gradient: bool = False,
+) -> None:  # fmt: skip
     """Raise CheckFailed unless `value` is `right` (and has a gradient), naming the mistake whose result it is."""
+    _check_tensor(value, right.shape, hints)
     for hint, other in {"": right, **mistakes}.items():
         if other.shape == value.shape and torch.allclose(value, other.to(value.dtype), rtol=1e-3, atol=1e-4):
             if not hint and gradient and not value.requires_grad:
@@ -127,7 +131,6 @@ def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     gamma, beta = torch.randn(2, 2, 3, generator=draw)
     hint = "gamma and beta are (B, C): give them two more axes, (B, C, 1, 1), to broadcast over H and W"
     value = _call(fn, x, gamma, beta, hint=hint)
-    _check_tensor(value, (2, 3, 4, 5), {(2, 3): hint})
     gamma, beta = gamma[:, :, None, None], beta[:, :, None, None]  # (B, C, 1, 1)
     mistakes = {
         "beta is missing: the result is gamma * x": gamma * x,
@@ -139,7 +142,7 @@ def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "the result is x itself": x,
         "every picture got the first one's gamma and beta": gamma[:1] * x + beta[:1],
     }
-    _compare(value, gamma * x + beta, mistakes)
+    _compare(value, gamma * x + beta, mistakes, {(2, 3): hint})
     return "passed: every channel of every picture has its own scale and shift"
 
 
@@ -152,7 +155,6 @@ def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor],
         with _about(name), suppress(_NotWritten):  # the other one is looked at all the same
             value = _call(fn, logits.clone().requires_grad_())
             written += 1
-            _check_tensor(value, (), {(6,): "take the mean over the batch"})
             mistakes = {
                 "the sign of the logit is turned round": F.relu(1 - signed).mean(),
                 "take the mean over the batch, not the sum": F.relu(1 + signed).sum(),
@@ -163,7 +165,7 @@ def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor],
                 "that is the logistic loss (softplus); the hinge is max(0, ...)": F.softplus(signed).mean(),
                 "that is the squared hinge: leave out the square": F.relu(1 + signed).square().mean(),
             }
-            _compare(value, F.relu(1 + signed).mean(), mistakes, gradient=True)
+            _compare(value, F.relu(1 + signed).mean(), mistakes, {(6,): "take the mean over the batch"}, gradient=True)
     return "passed: logits beyond the margin cost nothing, all others linearly" if written == 2 else NOT_TRIED
 
 
@@ -199,8 +201,7 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     text = 3 * torch.randn(5, 8, generator=draw) + 0.5
     scale = torch.tensor(4.0)
     value = _call(fn, image, text, scale, hint="image and text are (B, E), so that image @ text.T is (B, B)")
-    logits_hint = "these are the logits: the loss is their cross-entropy with the diagonal as the target"
-    _check_tensor(value, (), {(5, 5): logits_hint, (5,): "take the mean over the batch"})
+    shapes = {(5, 5): "these are the logits: the loss is their cross-entropy with the diagonal as the target"}
 
     def losses(x: Tensor, y: Tensor, factor: Tensor | float = scale) -> Tensor:
         """The two directions, (2,)."""
@@ -223,7 +224,7 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "the scale comes ready: leave out the exp": losses(i, t, scale.exp()).mean(),
         "normalised along the batch: each row (dim=1) is to get length 1": losses(*along).mean(),
     }
-    _compare(value, (rows + columns) / 2, mistakes, gradient=True)
+    _compare(value, (rows + columns) / 2, mistakes, {(5,): "take the mean over the batch", **shapes}, gradient=True)
     return "passed: cosines, scaled, cross-entropy in both directions"
 
 
@@ -404,7 +405,7 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
     for half in (2, 3):
         x = torch.arange(2.0 * 2 * half * 2).reshape(2, 2 * half, 1, 2)
         value = _call(fn, x)
-        _check_tensor(value, x.shape, {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"})
+        shapes = {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"}
         first, second, apart = x[:, :half], x[:, half:], torch.cat([x[:, ::2], x[:, 1::2]], 1)
         mistakes = {
             "nothing has moved: the axes of half and place have to change places before they are flattened": x,
@@ -412,7 +413,7 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
             "the halves have changed places, but are not mixed": torch.cat([second, first], 1),
             "the second half comes first in every pair": torch.stack([second, first], dim=2).flatten(1, 2),
         }
-        _compare(value, torch.stack([first, second], dim=2).flatten(1, 2), mistakes)
+        _compare(value, torch.stack([first, second], dim=2).flatten(1, 2), mistakes, shapes)
     return "passed: 0 n 1 n+1 2 n+2 ..."
 
 
@@ -423,7 +424,7 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     a = 0.3 * torch.randn(2, 3, 4, 5, generator=draw) + 0.2
     b = torch.randn(2, 3, 4, 5, generator=draw) - 0.1
     value = torch.as_tensor(_call(fn, a, b))
-    _check_tensor(value, (), {(2,): "one number for the whole batch: take the mean over all axes"})
+    shapes = {(2,): "one number for the whole batch: take the mean over all axes"}
     energy, other, joint = a.square().mean(), b.square().mean(), (a + b).square().mean()
     mistakes = {
         "that is the ratio of the two energies: divide by their sum": energy / other,
@@ -434,7 +435,7 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
         "those are variances: the energy counts what all pixels have in common too": a.var() / (a.var() + b.var()),
         "the image's part alone: divide by the energy of both": energy,
     }
-    _compare(value, energy / (energy + other), mistakes)
+    _compare(value, energy / (energy + other), mistakes, shapes)
     return "passed: 0 for a silent branch, 1 for a silent generator"
 
 

@@ -67,13 +67,9 @@ PARTS |= dict.fromkeys(("residual", "features"), "picture_input.svg")
 
 
 def pipeline(part: str) -> HTML:
-    """A system as a whole, with the part that a notebook is about lit; ink is that of the page around it.
+    """A system as a whole, with one of its `PARTS` lit; ink is that of the page around it.
 
-    Args:
-        part: one of `PARTS`; "residual" and "features" are the structures of notebooks 09 and 11.
-
-    Raises:
-        ValueError: for another part.
+    Raises ValueError for another part.
     """
     from IPython.display import HTML
 
@@ -92,15 +88,10 @@ GAP = 0.07  # inches between pictures
 def image_grid(
     images: Pictures, titles: Sequence[str] | None = None, columns: int = 8, side: float | None = None
 ) -> Figure:
-    """Pictures in rows of `columns`.
+    """Pictures in rows of `columns`, each below its title, which is wrapped to its width.
 
-    Args:
-        images: (N, 3, H, W) in [-1, 1] or (N, H, W, 3) uint8.
-        titles: a text above each picture, wrapped to its width.
-        side: a picture's width in inches; by default the grid is 10.5 wide, a picture 1.9 at most.
-
-    Raises:
-        ValueError: for no pictures, or another number of titles.
+    `side` is a picture's width in inches; by default the grid is 10.5 wide, a picture 1.9 at most.
+    Raises ValueError for no pictures, or another number of titles.
     """
     pixels = to_uint8(images)
     if len(pixels) == 0:
@@ -116,15 +107,9 @@ def image_grid(
 def picture_table(
     pictures: Tensor, rows: Sequence[str], columns: Sequence[str], title: str = "", side: float = 1.25
 ) -> Figure:
-    """Pictures in a table with names of rows and columns.
+    """Pictures (R, C, 3, H, W) in about [-1, 1], `side` inches wide, with names of the R rows and C columns.
 
-    Args:
-        pictures: (R, C, 3, H, W) in about [-1, 1].
-        rows, columns: R and C names.
-        side: a picture's width in inches.
-
-    Raises:
-        ValueError: for another number of names.
+    Raises ValueError for another number of names.
     """
     if pictures.shape[:2] != (len(rows), len(columns)):
         height, width = pictures.shape[:2]
@@ -164,14 +149,9 @@ def _tiles(
 def feature_maps(pictures: Pictures, features: Tensor | np.ndarray, layers: Sequence[int] | None = None) -> Figure:
     """What the tapped CLIP layers respond to: a row per picture, beside it a heat map over it per layer.
 
-    Args:
-        pictures: as `image_grid` takes them.
-        features: (B, taps, W, g, g) as `ClipBridge.encode_image` returns them; shown is how far each patch
-            lies from the mean over the picture's patches. Or ready maps (B, taps, g, g), shown as they are.
-        layers: numbers of the tapped blocks, for the titles.
-
-    Raises:
-        ValueError: if the shapes don't fit together.
+    Of features (B, taps, W, g, g), as `ClipBridge.encode_image` returns them, it shows how far each patch lies from
+    the mean over the picture's patches; maps (B, taps, g, g) as they are. `layers` are the tapped blocks' numbers.
+    Raises ValueError if the shapes don't fit together.
     """
     pixels, values = to_uint8(pictures), _array(features)
     if values.ndim not in (4, 5) or len(values) != len(pixels):
@@ -198,15 +178,9 @@ def feature_maps(pictures: Pictures, features: Tensor | np.ndarray, layers: Sequ
 def similarity_matrix(
     matrix: Tensor | np.ndarray, pictures: Pictures | Sequence[str], captions: Sequence[str]
 ) -> Figure:
-    """Similarities of pictures and captions: a column per picture, a row per caption.
+    """Similarities (P, C) of pictures, or what has these names, and captions: a column a picture, a row a caption.
 
-    Args:
-        matrix: (P, C), entry (p, c) for picture p and caption c.
-        pictures: the P pictures (as `image_grid` takes them), or P names.
-        captions: C captions.
-
-    Raises:
-        ValueError: if the shapes don't fit together.
+    Raises ValueError if the shapes don't fit together.
     """
     values = _array(matrix)
     if values.shape != (len(pictures), len(captions)):
@@ -269,12 +243,8 @@ GRADIENT_PANEL = {"Gradient norms": {"grad_norm_d": ("discriminator", INK), "gra
 def training_curves(records: Sequence[Mapping], panels: Mapping[str, Mapping] = PANELS) -> Figure:
     """Curves of a training run, a panel beside the other: faint as measured, strong as a running mean.
 
-    Args:
-        records: a dict per step with `step` and any of the keys of the panels; missing ones are skipped.
-        panels: as `PANELS`; `PANELS | GRADIENT_PANEL` adds the gradients.
-
-    Raises:
-        ValueError: for no records, or none with a key of the panels.
+    A record is a dict with `step` and any of the keys of the panels; `PANELS | GRADIENT_PANEL` adds the gradients.
+    Raises ValueError for no records, or none with a key of the panels.
     """
     table = pd.DataFrame(records).dropna(axis=1, how="all")
     if not any(key in table for curves in panels.values() for key in curves):
@@ -308,12 +278,8 @@ def running_mean(values: np.ndarray | pd.Series, window: int) -> np.ndarray:
 def accuracy_bars(results: Mapping) -> Figure:
     """How often the judge reads from a picture what its caption names, per attribute, beside chance.
 
-    Args:
-        results: of the evaluation; `caption_accuracy`, `caption_accuracy_held_out`, `caption_accuracy_real`
-            and `chance` map body, wing, belly, background to a share in [0, 1]. Absent ones are left out.
-
-    Raises:
-        ValueError: if none of the accuracies is there.
+    In the evaluation's results `caption_accuracy`, `caption_accuracy_held_out`, `caption_accuracy_real` and `chance`
+    map attributes to shares in [0, 1]; absent ones are left out. Raises ValueError if no accuracy is there.
     """
     series = {
         "caption_accuracy_real": ("real pictures", "#b7bdc6"),

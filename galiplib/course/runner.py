@@ -140,7 +140,7 @@ def write_record(path: Path, profile: str, entries: dict[str, Any]) -> None:
 @contextmanager
 def own_kernel() -> Iterator[None]:
     """Makes `KERNEL` mean this interpreter, whatever kernels are registered on the machine."""
-    before = os.environ.get("JUPYTER_PATH")
+    before = os.environ.get("JUPYTER_PATH", "")  # empty counts as not set
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["--log-level=ERROR"]  # the kernel warns at each start that its local TCP is not encrypted
         write_kernel_spec(Path(folder) / "kernels" / KERNEL, extra_arguments=quiet)
@@ -148,9 +148,7 @@ def own_kernel() -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ["JUPYTER_PATH"]
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
+            os.environ["JUPYTER_PATH"] = before
 
 
 def execute(path: Path, executed: Path, parameters: dict[str, Any]) -> float:
