@@ -201,7 +201,9 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     text = 3 * torch.randn(5, 8, generator=draw) + 0.5
     scale = torch.tensor(4.0)
     value = _call(fn, image, text, scale, hint="image and text are (B, E), so that image @ text.T is (B, B)")
-    shapes = {(5, 5): "these are the logits: the loss is their cross-entropy with the diagonal as the target"}
+    shapes: dict[Shape, str] = {
+        (5, 5): "these are the logits: the loss is their cross-entropy with the diagonal as the target"
+    }
 
     def losses(x: Tensor, y: Tensor, factor: Tensor | float = scale) -> Tensor:
         """The two directions, (2,)."""
@@ -405,7 +407,7 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
     for half in (2, 3):
         x = torch.arange(2.0 * 2 * half * 2).reshape(2, 2 * half, 1, 2)
         value = _call(fn, x)
-        shapes = {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"}
+        shapes: dict[Shape, str] = {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"}
         first, second, apart = x[:, :half], x[:, half:], torch.cat([x[:, ::2], x[:, 1::2]], 1)
         mistakes = {
             "nothing has moved: the axes of half and place have to change places before they are flattened": x,
@@ -424,7 +426,7 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     a = 0.3 * torch.randn(2, 3, 4, 5, generator=draw) + 0.2
     b = torch.randn(2, 3, 4, 5, generator=draw) - 0.1
     value = torch.as_tensor(_call(fn, a, b))
-    shapes = {(2,): "one number for the whole batch: take the mean over all axes"}
+    shapes: dict[Shape, str] = {(2,): "one number for the whole batch: take the mean over all axes"}
     energy, other, joint = a.square().mean(), b.square().mean(), (a + b).square().mean()
     mistakes = {
         "that is the ratio of the two energies: divide by their sum": energy / other,

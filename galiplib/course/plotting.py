@@ -300,8 +300,9 @@ def accuracy_bars(results: Mapping) -> Figure:
         bars = ax.bar(x, shares[key], 0.92 * width, color=colour, label=label, yerr=errors[key].fillna(0), ecolor=INK)
         ax.bar_label(bars, ["" if np.isnan(share) else f"{share:.0%}" for share in shares[key]], fontsize=9, padding=2)
     if chance := results.get("chance"):
-        x, levels = np.arange(len(names)), [chance.get(name, np.nan) for name in names]
-        ax.hlines(levels, x - 0.45, x + 0.45, color=INK, linestyle=(0, (3, 2)), linewidth=1.5, label="chance")
+        levels = [chance.get(name, np.nan) for name in names]
+        left, right = (np.arange(len(names)) + end for end in (-0.45, 0.45))
+        ax.hlines(levels, left, right, color=INK, linestyle=(0, (3, 2)), linewidth=1.5, label="chance")
     ax.set(title="What the caption names and the judge sees", ylim=(0, 1.1))
     ax.set_xticks(range(len(names)), names, color=INK, fontsize=11)
     ax.yaxis.set_major_formatter("{x:.0%}")
