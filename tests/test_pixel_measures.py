@@ -6,6 +6,7 @@ import urllib.error
 
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import squeezenet1_1
 
 from galiplib.data import minibirds
@@ -27,6 +28,9 @@ def test_ssim_of_a_picture_with_itself_and_by_hand(birds):
     flat = [torch.full((1, 3, 32, 32), 2 * value - 1) for value in (0.25, 0.75)]
     closed = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
     assert ssim(*flat).item() == pytest.approx(closed, abs=1e-3)  # single precision
+    unit, other = birds / 2 + 0.5, birds.roll(1, 0) / 2 + 0.5
+    theirs = structural_similarity_index_measure(unit, other, reduction="none", data_range=1.0)
+    torch.testing.assert_close(ssim(birds, birds.roll(1, 0)), theirs.double(), atol=1e-5, rtol=0)
 
 
 def test_photographs_of_another_size_are_resized(birds):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -28,39 +28,25 @@ if TYPE_CHECKING:  # loaded when a table is made
     import pandas as pd
 
 
-class Column(NamedTuple):
-    """A measure in the table.
-
-    Attributes:
-        title: what stands above it; {features} is what the distances are over.
-        better: +1 where more is better, -1 where less is, 0 where neither is in itself.
-        real: the key of the real pictures' value, which bounds it.
-    """
-
-    title: str
-    better: int
-    real: str | None = None
-
-
-COLUMNS = {
-    "caption_accuracy": Column("caption accuracy", 1, "caption_accuracy_real"),
-    "caption_accuracy_held_out": Column("caption accuracy, held out", 1),
-    "fid": Column("FID", -1),
-    "kid": Column("KID", -1),
-    "frechet_distance": Column("Fréchet distance ({features})", -1, "frechet_floor"),
-    "kernel_distance": Column("kernel distance ({features})", -1),
-    "precision": Column("precision ({features})", 1),
-    "recall": Column("recall ({features})", 1),
-    "density": Column("density ({features})", 0),
-    "coverage": Column("coverage ({features})", 1),
-    "diversity": Column("diversity ({features})", 0),
-    "clip_similarity": Column("CLIP similarity", 1, "clip_similarity_real"),
-    "clip_score": Column("CLIPScore", 1, "clip_score_real"),
-    "r_precision": Column("R-precision", 1, "r_precision_real"),
-    "topiq": Column("TOPIQ-NR", 1, "topiq_real"),
-    "ssim": Column("SSIM", 1),
-    "ms_ssim": Column("MS-SSIM", 1),
-    "lpips": Column("LPIPS", -1),
+COLUMNS = {  # its heading; whether more is better (1), less (-1), or neither in itself; the key of real pictures
+    "caption_accuracy": ("caption accuracy", 1, "caption_accuracy_real"),
+    "caption_accuracy_held_out": ("caption accuracy, held out", 1, ""),
+    "fid": ("FID", -1, ""),
+    "kid": ("KID", -1, ""),
+    "frechet_distance": ("Fréchet distance ({features})", -1, "frechet_floor"),
+    "kernel_distance": ("kernel distance ({features})", -1, ""),
+    "precision": ("precision ({features})", 1, ""),
+    "recall": ("recall ({features})", 1, ""),
+    "density": ("density ({features})", 0, ""),
+    "coverage": ("coverage ({features})", 1, ""),
+    "diversity": ("diversity ({features})", 0, ""),
+    "clip_similarity": ("CLIP similarity", 1, "clip_similarity_real"),
+    "clip_score": ("CLIPScore", 1, "clip_score_real"),
+    "r_precision": ("R-precision", 1, "r_precision_real"),
+    "topiq": ("TOPIQ-NR", 1, "topiq_real"),
+    "ssim": ("SSIM", 1, ""),
+    "ms_ssim": ("MS-SSIM", 1, ""),
+    "lpips": ("LPIPS", -1, ""),
 }
 
 
@@ -80,27 +66,33 @@ class Comparison:
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row a checkpoint, then `real pictures`, then quotes; a column a measure, numbers."""
-        import pandas as pd
-
-        first = next(iter(self.records.values()))
-        rows: dict[str, Any] = {
-            label: {key: _mean(record.get(key)) for key in COLUMNS} for label, record in self.records.items()
-        }
-        rows[self.real] = {key: _mean(first.get(column.real or "")) for key, column in COLUMNS.items()}
-        quoted = pd.DataFrame.from_dict(
-            {f"{label} (quoted)": own for label, own in self.quotes.items()}, orient="index"
-        )
-        table = pd.concat([pd.DataFrame.from_dict(rows, orient="index"), quoted]).reindex(columns=list(COLUMNS))
-        return table.astype(float).dropna(axis=1, how="all")
+        rows = {**self.records, self.real: {key: self.first.get(real) for key, (_, _, real) in COLUMNS.items()}}
+        rows |= {f"{label} (quoted)": values for label, values in self.quotes.items()}
+        return self._frame(rows, power=1).dropna(axis=1, how="all")
 
     @cached_property
     def errors(self) -> pd.DataFrame:
         """The standard errors, in the table's shape; NaN where there is none."""
+        rows = {label: record["errors"] for label, record in self.records.items()}
+        return self._frame(rows, power=2).reindex_like(self.table)  # attributes are taken as independent
+
+    @staticmethod
+    def _frame(rows: dict[str, dict[str, Any]], power: int) -> pd.DataFrame:
+        """Numbers as they are, of accuracies by attribute the mean."""
         import pandas as pd
 
-        errors = {label: record["errors"] for label, record in self.records.items()}
-        found = {label: {key: _error(own.get(key)) for key in COLUMNS} for label, own in errors.items()}
-        return pd.DataFrame.from_dict(found, orient="index").reindex_like(self.table).astype(float)
+        def number(found: Any) -> Any:
+            if not isinstance(found, dict):
+                return found
+            return sum(own**power for own in found.values()) ** (1 / power) / len(found)
+
+        values = {key: {label: number(row.get(key)) for label, row in rows.items()} for key in COLUMNS}
+        return pd.DataFrame(values, dtype=float)
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The first record: what is said of the real pictures is the same in all."""
+        return next(iter(self.records.values()))
 
     @property
     def measured(self) -> list[str]:
@@ -109,17 +101,14 @@ class Comparison:
 
     def best(self, key: str) -> list[str]:
         """The labels of the best measured rows of a column; none where all are equal, or more is not better."""
-        own, better = self.table.loc[self.measured, key].dropna(), COLUMNS[key].better
-        if own.nunique() < 2 or not better:
-            return []
-        return list(own.index[own == (own.max() if better > 0 else own.min())])
+        own, better = self.table.loc[self.measured, key].dropna(), COLUMNS[key][1]
+        return list(own.index[own * better == (own * better).max()]) if better and own.nunique() > 1 else []
 
     def titles(self) -> dict[str, str]:
         """Column -> its heading, with an arrow towards the better."""
-        over = next(iter(self.records.values()))["features"][0]
-        arrows = {1: " ↑", -1: " ↓", 0: ""}
+        arrows, over = {1: " ↑", -1: " ↓", 0: ""}, self.first["features"][0]
         own = {key: column for key, column in COLUMNS.items() if key in self.table}
-        return {key: column.title.format(features=over) + arrows[column.better] for key, column in own.items()}
+        return {key: title.format(features=over) + arrows[better] for key, (title, better, _) in own.items()}
 
     def cells(self) -> pd.DataFrame:
         """The table as text: value ± standard error, the best in bold (Markdown)."""
@@ -145,12 +134,11 @@ class Comparison:
 
     def note(self) -> str:
         """On what the numbers are, in a sentence or two."""
-        first = next(iter(self.records.values()))
-        parts = [f"{first['images_measured']:,} pictures each; ± is a standard error."]
-        if "frechet_images" in first:
+        parts = [f"{self.first['images_measured']:,} pictures each; ± is a standard error."]
+        if "frechet_images" in self.first:
             parts.append(
-                f"Fréchet distances are of {first['frechet_images']:,} pictures a side, as is the real pictures' (the "
-                "floor)" + ("; over these features it is no FID." if "fid" not in first else ".")
+                f"Fréchet distances are of {self.first['frechet_images']:,} pictures a side, as is the real pictures' "
+                "(the floor)" + ("." if "fid" in self.first else "; over these features it is no FID.")
             )
         if self.quotes:
             parts.append("Quoted rows are published figures of other protocols: orientation, no comparison.")
@@ -247,15 +235,3 @@ def _fingerprint(generator: Any, config: Config) -> str:
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(generator.bridge.convention.encode())
     return digest.hexdigest()[:16]
-
-
-def _mean(value: float | dict[str, float] | None) -> float | None:
-    """A number as it is; accuracies by attribute as their mean."""
-    return sum(value.values()) / len(value) if isinstance(value, dict) else value
-
-
-def _error(value: float | dict[str, float] | None) -> float | None:
-    """The same of standard errors, the attributes' taken as independent."""
-    if isinstance(value, dict):
-        return sum(error**2 for error in value.values()) ** 0.5 / len(value) if value else None
-    return value

@@ -8,7 +8,7 @@ what is drawn and how varied, less how sharply.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,7 @@ def evaluate(
     chosen = plan(data[main].captions, images, config.per_caption, config.seed)
     if len(chosen.real) < 4:
         raise EvaluationError(f"an evaluation needs four different real pictures, not {len(chosen.real)}")
-    extractors = [_extractor(name, bridge, judge, config) for name in config.features or _usual(judge)]
+    extractors = list(_looks(bridge, judge, config))
     measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
     drawn, passed = partial(drawn_pictures, generator, bridge), (config.batch_size, progress)
     with evaluating(generator), evaluating(bridge):
@@ -175,9 +175,16 @@ def evaluate(
         real = look_at(real_pictures(data[main], chosen.real), networks, *passed)
         fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
         result = Evaluation(chosen, fake.scores)
-        for index, look in enumerate(extractors):
-            whole = _whole(look, data[main], config, note, progress) if index == 0 else None
-            result.add_distances(look, index == 0, real, fake, whole)
+        whole = None  # the real pictures' statistics that `eval.statistics` names
+        if config.statistics == "cache":
+            if note is None:
+                raise EvaluationError("eval.statistics: cache needs a note of what the real pictures are")
+            whole = real_statistics(data[main], extractors[0], note, progress=progress)
+        elif config.statistics:
+            whole = load_statistics(config.statistics, extractors[0].dim)[0]
+        for look in extractors:
+            first = look is extractors[0]
+            result.add_distances(look, first, real, fake, whole if first else None)
         if config.diversity:
             repeated = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
             own = drawn(repeated[: TRIES * config.diversity], config.seed, len(chosen), "diversity")  # noise of its own
@@ -236,25 +243,10 @@ def evaluate_folder(
     return result.record()
 
 
-def _whole(
-    look: Extractor, data: Source, config: EvalConfig, note: dict[str, Any] | None, progress: bool
-) -> Statistics | None:
-    """The real pictures' statistics that `eval.statistics` names."""
-    if config.statistics is None:
-        return None
-    if config.statistics != "cache":
-        return load_statistics(config.statistics, look.dim)[0]
-    if note is None:
-        raise EvaluationError("eval.statistics: cache needs a note of what the real pictures are")
-    return real_statistics(data, look, note, progress=progress)
-
-
-def _usual(judge: Judge | None) -> tuple[str, ...]:
-    return ("judge",) if judge else ("clip",)
-
-
-def _extractor(name: str, bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Extractor:
-    return extractor(name, judge=judge, bridge=bridge, weights=config.inception, device=bridge.pixel_mean.device)
+def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Iterator[Extractor]:
+    """The extractors of `eval.features`, by default the judge, or else the run's CLIP."""
+    for name in config.features or (("judge",) if judge else ("clip",)):
+        yield extractor(name, judge=judge, bridge=bridge, weights=config.inception, device=bridge.pixel_mean.device)
 
 
 # ---------------------------------------------------------------- from a configuration
@@ -289,8 +281,7 @@ def measure_folder(
     bridge = make_bridge(config, device, load_clip(clip) if clip else None)
     known = dataset_of(config)
     judge = load_judge() if known.judged else None
-    look = _extractor((config.eval.features or _usual(judge))[0], bridge, judge, config.eval)
-    real = make_data(config, known.held_out[0])
+    real, look = make_data(config, known.held_out[0]), next(_looks(bridge, judge, config.eval))
     return evaluate_folder(folder, real, look, bridge, judge, config.eval.batch_size, progress)
 
 

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,18 @@ PUBLISHED = {  # what measures over InceptionV3's features are called
 
 
 class Extractor:
-    """Pictures (B, 3, H, W), float in [-1, 1], to features (B, `dim`) on the CPU. A new one is entered in `EXTRACTORS`.
+    """Pictures (B, 3, H, W), float in [-1, 1], to features (B, `dim`) on the CPU; each is entered in `EXTRACTORS`.
 
-    Attributes:
-        name: judge, clip or inception.
-        dim: width of the features.
-        weights: tells the network's weights from others, for statistics that are kept in files.
+    It is made from what it needs of bridge=, judge=, weights= (a file) and device=. `weights` tells the network's
+    weights from others, for statistics that are kept in files.
     """
 
     name: str
     dim: int
     weights = ""
 
-    def __init__(self, **parts: Any) -> None:
-        """Takes what it needs of a bridge, a judge, a file of weights and a device; raises EvaluationError."""
-
     def extract(self, images: Tensor) -> Tensor:
-        """Does it, on whatever device."""
+        """The features, on whatever device."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -124,11 +120,11 @@ class InceptionFeatures(Extractor):
         return torch.cat([self.network(part).flatten(1) for part in parts])
 
 
-EXTRACTORS: dict[str, type[Extractor]] = {one.name: one for one in (JudgeFeatures, ClipFeatures, InceptionFeatures)}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {one.name: one for one in (JudgeFeatures, ClipFeatures, InceptionFeatures)}
 
 
 def extractor(name: str, **parts: Any) -> Extractor:
-    """An extractor by name, from what it needs: judge=, bridge=, weights= or device=; what it doesn't need is let be.
+    """An extractor by name, from parts of which it takes what it needs.
 
     Raises:
         EvaluationError: for an unknown name, or if a network can't be had; says what to fetch.
@@ -139,10 +135,7 @@ def extractor(name: str, **parts: Any) -> Extractor:
 
 
 def measure_name(name: str, features: str, first: bool) -> str:
-    """What a measure is called over an extractor's features: FID and KID over InceptionV3's only.
-
-    `first`: whether they are those whose measures go without a prefix.
-    """
+    """What a measure is called over some features, the `first` of several without a prefix: FID over Inception's only."""
     if features == "inception":
         return PUBLISHED.get(name) or f"inception_{name}"
     return name if first else f"{features}_{name}"

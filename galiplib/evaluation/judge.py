@@ -112,8 +112,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     """Images (B, 3, 56, 56) in [-1, 1] -> the same, moved a little and spoilt as a young GAN spoils them.
 
-    Shift, scale, turn, wobbly outlines; blur, coarse pixels; brightness, contrast, saturation (never hue:
-    colours keep their names); blotches and pixel noise. Every kind of damage spares part of the pictures.
+    Every kind of damage spares part of the pictures, and none touches the hue: colours keep their names.
     """
     batch = len(images)
 
