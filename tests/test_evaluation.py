@@ -2,16 +2,12 @@
 
 import json
 import math
-import os
-import socket
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from launch import launch
 from torch import nn
 
 from galiplib import evaluation, load_config, load_generator
@@ -19,6 +15,7 @@ from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import EvalConfig, GalipConfig
 from galiplib.data import minibirds
+from galiplib.distributed import Workers
 from galiplib.evaluation import EvaluationError
 from galiplib.evaluation.judge import FEATURES, JUDGED, load_judge
 from galiplib.images import to_images
@@ -399,17 +396,12 @@ def test_statistics_of_real_pictures_are_kept_and_checked(generator, bridge, jud
         evaluation.evaluate(generator, bridge, data, wrong, judge, progress=False)
 
 
-def _measure_a_share(rank, world, port, folder):
+def _measure_a_share(rank, folder):
     """One of several processes of an evaluation."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=120))
-    try:
-        found = evaluation.measure_generator(*_tiny(), progress=False)
-        if rank == 0:
-            torch.save({"record": found.record(), "scores": found.scores}, folder / "found.pt")
-    finally:
-        dist.destroy_process_group()
+    Workers()
+    found = evaluation.measure_generator(*_tiny(), progress=False)
+    if rank == 0:
+        torch.save({"record": found.record(), "scores": found.scores}, folder / "found.pt")
 
 
 def _tiny():
@@ -420,12 +412,10 @@ def _tiny():
 
 @few_samples
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_measure_what_one_does(tmp_path):
     """23 pictures of 21 birds, 12 of 3 captions: the first two don't divide."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_measure_a_share, (2, port, tmp_path), nprocs=2)
+    launch(_measure_a_share, 2, tmp_path)
     both = torch.load(tmp_path / "found.pt", weights_only=True)
     alone = evaluation.measure_generator(*_tiny(), progress=False)
     record = alone.record()

@@ -120,7 +120,9 @@ class InceptionFeatures(Extractor):
         return torch.cat([self.network(part).flatten(1) for part in parts])
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {one.name: one for one in (JudgeFeatures, ClipFeatures, InceptionFeatures)}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    one.name: one for one in (JudgeFeatures, ClipFeatures, InceptionFeatures)
+}
 
 
 def extractor(name: str, **parts: Any) -> Extractor:
@@ -135,7 +137,7 @@ def extractor(name: str, **parts: Any) -> Extractor:
 
 
 def measure_name(name: str, features: str, first: bool) -> str:
-    """What a measure is called over some features, the `first` of several without a prefix: FID over Inception's only."""
+    """What a measure is called over features, the `first` of several without a prefix; an FID over Inception's only."""
     if features == "inception":
         return PUBLISHED.get(name) or f"inception_{name}"
     return name if first else f"{features}_{name}"
