@@ -12,6 +12,7 @@ of the profile stay that the other one knows.
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -286,14 +287,18 @@ def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for layer in layers:
         system = layer.get("system", values.get("system", "galip"))
-        if system != values.get("system", system) and system in MODELS:
-            fits = MODELS[system].model_fields
-            values["model"] = {name: value for name, value in values.get("model", {}).items() if name in fits}
+        if system != values.get("system", system):
+            values["model"] = _fitting(system, values.get("model", {}))
         values["system"] = system
         for section, content in layer.items():
             if section != "system":
                 values[section] = {**values.get(section, {}), **(content or {})}
     return values
+
+
+def _fitting(system: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a system has."""
+    return {name: value for name, value in settings.items() if name in MODELS.get(system, ModelConfig).model_fields}
 
 
 def _read(profile: str) -> dict[str, Any]:
@@ -342,8 +347,7 @@ def recorded_config(values: dict[str, Any]) -> Config:
         settings = then.get("model", {})
         ratlip = settings.get("attention") or settings.get("conditioning", "affine") != "affine"
         system = "ratlip" if ratlip else "galip"
-        fits = MODELS[system].model_fields
-        then |= {"system": system, "model": {name: value for name, value in settings.items() if name in fits}}
+        then |= {"system": system, "model": _fitting(system, settings)}
     return build_config({**values, **then})
 
 
@@ -379,11 +383,8 @@ def _pairs(overrides: dict[str, Any] | list[str] | None) -> list[tuple[str, Any]
 
 def _scalar(text: str) -> Any:
     value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as a string
     return value
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .config import ConfigError
+from .training import Worker
 
 PATIENCE = timedelta(minutes=10)  # after which a process that waits for another gives up
 BUCKET = 25 * 2**20  # bytes of gradients that travel together, as in DDP
@@ -27,7 +28,7 @@ class ProcessLost(RuntimeError):
     """Another of the run's processes is gone, or hasn't answered for `PATIENCE`."""
 
 
-class Workers:
+class Workers(Worker):
     """The processes of a run. Every method but `part` is to be called by all of them.
 
     Attributes:

@@ -63,23 +63,20 @@ class Batch:
     noise: Noise
     neighbours: tuple[Tensor, Tensor] | None = None
 
-    def share(self, own: slice) -> Batch:
-        """A process's entries of a whole batch, of which it has its own images only."""
-        return self._cut(own, self.images)
-
     def split(self, parts: int) -> list[Batch]:
         size = len(self.images) // parts
         cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
-        return [self._cut(cut, self.images[cut]) for cut in cuts]
+        return [self.share(cut, self.images[cut]) for cut in cuts]
 
-    def _cut(self, cut: slice, images: Tensor) -> Batch:
+    def share(self, own: slice, images: Tensor) -> Batch:
+        """The entries `own` of it, with their images."""
         sentence = self.text.sentence
-        if cut == slice(0, len(sentence)):
+        if own == slice(0, len(sentence)):
             return self
         before, behind = self.neighbours or (sentence[-1:], sentence[:1])
         around = torch.cat([before, sentence, behind])  # entry i + 1 is sentence i
-        neighbours = around[cut.start : cut.start + 1], around[cut.stop + 1 : cut.stop + 2]
-        return Batch(images, self.text[cut], {name: value[cut] for name, value in self.noise.items()}, neighbours)
+        neighbours = around[own.start : own.start + 1], around[own.stop + 1 : own.stop + 2]
+        return Batch(images, self.text[own], {name: value[own] for name, value in self.noise.items()}, neighbours)
 
     def with_next(self, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """What `project` makes of each sentence (B, E), and of the one behind it, every sentence computed once."""
@@ -96,23 +93,16 @@ class Batch:
 
 @dataclass
 class Step:
-    """What the phases of one step, on one part of its batch, share.
+    """What the phases of one step, on one of the parts in which its batch goes through, share."""
 
-    Attributes:
-        number: of the step, from 1.
-        parts: in which the batch goes through.
-        made: what was made so far, by name.
-    """
-
-    number: int
+    number: int  # from 1
     parts: int = 1
     made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Any], graph: bool) -> Any:
         """What `make` gives, made once in a step: one graph serves all phases.
 
-        In parts, whose graphs would not fit together into memory, a phase with a backward pass through it (`graph`)
-        makes it anew.
+        In parts, whose graphs would not all fit into memory, a phase that goes back through it (`graph`) makes it anew.
         """
         if name not in self.made or (graph and self.parts > 1):
             with torch.set_grad_enabled(graph or self.parts == 1):
@@ -128,19 +118,12 @@ class Losses(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One update within a step.
+    """One update within a step, of the weights of one role."""
 
-    Attributes:
-        name: "d", "d_penalty", "g", ...; tells its gradient norm in the report, `grad_norm_<name>`.
-        learns: whose weights it updates.
-        losses: computed with gradients towards these.
-        every: steps from one to the next (lazy regularisation, as in StyleGAN).
-    """
-
-    name: str
+    name: str  # "d", "d_penalty", "g", ...; its gradients' norm is reported as grad_norm_<name>
     learns: Role
     losses: Callable[[Batch, Step], Losses]
-    every: int = 1
+    every: int = 1  # steps from one to the next (lazy regularisation, as in StyleGAN)
 
 
 class TextToImage(nn.Module):
@@ -174,18 +157,13 @@ class TextToImage(nn.Module):
 class System(nn.Module, ABC):
     """A text-to-image GAN: its networks as one module to move and to save, and its training phases.
 
-    A subclass makes its networks in `__init__`, the generator as `generator`, and defines `learners` and `phases`.
-
-    Attributes:
-        wants: of {"words", "picture", "classes"}: what of `Text` it needs beside the sentence.
-        betas: of Adam.
-        ema: the averaged generator, which is sampled, measured and exported.
+    A subclass makes its networks in `__init__`, the generator as `generator`, and says who learns in which phases.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset()
-    betas: ClassVar[tuple[float, float]] = (0.0, 0.9)
+    wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
     generator: TextToImage
-    ema: TextToImage
+    ema: TextToImage  # its average, which is sampled, measured and exported
 
     def __init__(self, bridge: Any, config: Config) -> None:
         super().__init__()
@@ -226,10 +204,9 @@ class System(nn.Module, ABC):
         return {name: value.item() for name, value in noted.items()}
 
     def compile_networks(self, backend: str = "inductor") -> None:
-        """Put the generator through torch.compile for training (`train.compile`), for one batch shape.
+        """`train.compile`: the generator through torch.compile; not what a penalty differentiates twice.
 
-        The first steps take minutes on a CPU. What can't be compiled (no C++ compiler at hand, say) runs as it is, with
-        a warning by torch. A discriminator with a gradient penalty is differentiated twice, which compiling can't.
+        What can't be compiled (no C++ compiler at hand, say) runs as it is, with a warning by torch.
         """
         torch._dynamo.config.suppress_errors = True
         self.generator.compile(dynamic=False, backend=backend)

@@ -80,11 +80,12 @@ class Optimizers:
         return config.lr_g * left
 
 
-class Workers(Protocol):
-    """The processes that share a batch, as `distributed.Workers` are."""
+class Worker:
+    """A process that trains alone; `distributed.Workers` says how several share a batch."""
 
     def part(self, batch_size: int) -> slice:
         """This process's entries of a batch."""
+        return slice(0, batch_size)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let every process have the mean of all processes' gradients."""
@@ -94,21 +95,6 @@ class Workers(Protocol):
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of every process's values."""
-
-
-class Alone:
-    """The one process of a training in one process."""
-
-    def part(self, batch_size: int) -> slice:
-        return slice(0, batch_size)
-
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        pass
-
-    def share_buffers(self, module: nn.Module) -> None:
-        pass
-
-    def mean(self, values: Tensor) -> Tensor:
         return values
 
 
@@ -118,7 +104,7 @@ def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
 
 
 def train_step(
-    system: System, optimizers: Optimizers, batch: Batch, config: TrainConfig, step: int, workers: Workers | None = None
+    system: System, optimizers: Optimizers, batch: Batch, config: TrainConfig, step: int, workers: Worker | None = None
 ) -> StepReport:
     """One step: the system's phases in turn, each an update of the networks of its role.
 
@@ -131,7 +117,7 @@ def train_step(
         batch: this process's entries of it (`Batch.share`).
         workers: the processes that share it; by default this one is alone.
     """
-    workers = workers or Alone()
+    workers = workers or Worker()
     started = time.perf_counter()
     rate = optimizers.set_rates(step)
     parts = batch.split(config.accumulate)
@@ -196,18 +182,17 @@ class Data(Protocol):
 
 def train(
     system: System, optimizers: Optimizers, data: Data, config: TrainConfig, start: int = 0, attempt: int = 0,
-    workers: Workers | None = None,
+    workers: Worker | None = None,
 ) -> Iterator[StepReport]:  # fmt: skip
     """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
 
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """
-    workers = workers or Alone()
+    workers = workers or Worker()
     seed, size = config.seed + ATTEMPT * attempt, config.batch_size
     own = workers.part(size)
     for step in range(start + 1, config.max_steps + 1):
         images, sentence = data.batch(step, size, seed, own)
         noise = system.draw(size, partial(random_of, seed, step=step))
-        noise = {name: value.to(sentence.device) for name, value in noise.items()}
-        batch = Batch(images, Text(sentence), noise).share(own)
+        batch = Batch(images, Text(sentence), noise).share(own, images)
         yield train_step(system, optimizers, batch, config, step, workers)

@@ -19,7 +19,7 @@ RULES = {  # a wing's name means all its modules; each may import its own wing a
     3: {"systems": "system blocks losses clip.bridge config precision augmentation"},
     4: {"data": "files images", "images": "files"},
     5: {"clip.bridge": "", "clip": "data files images config precision"},
-    6: {"build": "config files precision clip data systems system", "distributed": "config"},
+    6: {"build": "config files precision clip data systems system", "distributed": "config training"},
     7: {"checkpoints": "build systems system clip files config"},
     8: {"evaluation": BELOW, "sampling": BELOW},
     9: {"runs": f"{BELOW} evaluation sampling", "course": "data.minibirds images",

@@ -72,7 +72,7 @@ def steps_in_double(workers, overrides):
             for shape, size in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
         )
         own = workers.part(8)
-        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, 8, random)).share(own)
+        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, 8, random)).share(own, images[own])
         reports.append(train_step(system, optimizers, batch, config.train, step, workers))
     return reports, system.state_dict()
 
@@ -176,7 +176,7 @@ def test_shares_of_a_batch_have_their_neighbours_captions():
         found = []
         for rank in range(processes):
             own = slice(rank * 8 // processes, (rank + 1) * 8 // processes)
-            for part in Batch(images[own], Text(sentence), {"z": sentence}).share(own).split(parts):
+            for part in Batch(images, Text(sentence), {"z": sentence}).share(own, images[own]).split(parts):
                 (itself, behind), (again, before) = part.with_next(project), part.with_previous(project)
                 found.append((behind, before))
                 assert torch.equal(itself, 2 * part.images) and torch.equal(again, itself)
