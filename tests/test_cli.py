@@ -31,6 +31,7 @@ SMALL = [
         "data.train_size=16",
         "data.test_size=20",
         "train.max_steps=2",
+        "train.evaluate_every=0",
         "eval.images=40",
     )  # fmt: skip
     for word in ("--set", key)

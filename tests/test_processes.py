@@ -12,6 +12,7 @@ from galiplib.build import make_bridge, make_system
 from galiplib.config import ConfigError
 from galiplib.data import BadRow, DataError
 from galiplib.distributed import Workers, check_batch, same_failure
+from galiplib.runs import run as runs
 from galiplib.runs.run import Run
 from galiplib.system import Batch, Text
 from galiplib.training import Optimizers, train_step
@@ -22,15 +23,22 @@ TINY = {
     "train.checkpoint_every": 2, "train.sample_every": 4, "train.evaluate_every": 4, "train.penalty_every": 2,
     "train.precision": "fp32",
 }  # fmt: skip
+FEW = 42  # pictures of an evaluation on the way, instead of 1,000
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with"),
     pytest.mark.xdist_group("processes"),
 ]
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(runs, "EVALUATED", FEW)
+
+
 def trained(folder, overrides=None, steps=None):
     """Open a run and train it, `steps` of it at most."""
     warnings.simplefilter("ignore")
+    runs.EVALUATED = FEW
     run = Run(folder, load_config("mini", {**TINY, **(overrides or {})}), "cpu", progress=False)
     for report in run.train():
         if report.step == steps:
