@@ -94,7 +94,7 @@ def to_come(value):
     return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason="the rebuild is not there yet"))
 
 
-@pytest.mark.parametrize("rule", range(1, 10))
+@pytest.mark.parametrize("rule", RULES)
 def test_walls(rule):
     assert broken(rule) == []
 
