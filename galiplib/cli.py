@@ -69,7 +69,7 @@ def describe(args: argparse.Namespace) -> None:
     config = load_config(args.profile, args.set)
     named = [f"{name}:{variant}" for name in PROFILES for variant in variants(name)]
     print(f"profile {config.profile} (available: {', '.join(PROFILES + named)})")
-    for key, meaning in valid_keys().items():
+    for key, meaning in valid_keys(config.system).items():
         section, name = key.split(".")
         print(f"{key:24} {str(getattr(getattr(config, section), name)):14} {meaning}")
 

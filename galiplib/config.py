@@ -120,12 +120,19 @@ class FeaturesConfig(PictureConfig):
     noise_scale: float = Field(1.0, ge=0, description="of the noise beside features of variance 1")
 
 
+class DfganConfig(ModelConfig):
+    """DF-GAN's generator and discriminator."""
+
+    channels: int = Field(32, ge=1, description="nf: channels next to the picture, in both networks")
+
+
 # the systems by name -> their section `model`
 MODELS: dict[str, type[ModelConfig]] = {
     "galip": GalipConfig,
     "ratlip": RatlipConfig,
     "residual": PictureConfig,
     "features": FeaturesConfig,
+    "dfgan": DfganConfig,
 }
 
 

@@ -19,6 +19,23 @@ def hinge_fake(logits: Tensor) -> Tensor:
     return F.relu(1 + logits).mean()
 
 
+def matching_losses(real: Tensor, mismatch: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (B,) of real pairs, of real pictures with another's caption, of generated ones -> loss, what to report.
+
+    `accuracy_...` is the share of the pairs that the discriminator puts on the right side of 0.
+    """
+    loss_real, loss_mismatch, loss_fake = hinge_real(real), hinge_fake(mismatch), hinge_fake(fake)
+    loss = loss_real + (loss_mismatch + loss_fake) / 2
+    noted = {"loss_d": loss}
+    for name, part, logits, right in (
+        ("real", loss_real, real, real > 0),
+        ("mismatch", loss_mismatch, mismatch, mismatch < 0),
+        ("fake", loss_fake, fake, fake < 0),
+    ):
+        noted |= {f"loss_{name}": part, f"logit_{name}": logits.mean(), f"accuracy_{name}": right.float().mean()}
+    return loss, noted
+
+
 def matching_aware_penalty(
     logit_of: Callable[[Tensor, Tensor], Tensor], features: Tensor, sentence: Tensor, weight: float, power: float
 ) -> Tensor:

@@ -9,6 +9,7 @@ SYSTEMS = {
     "ratlip": "ratlip.RATLIP",
     "residual": "picture_input.ResidualGALIP",
     "features": "picture_input.FeatureGALIP",
+    "dfgan": "dfgan.DFGAN",
 }
 
 

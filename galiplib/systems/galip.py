@@ -22,7 +22,7 @@ from .. import augmentation
 from ..blocks import SLOPE, Affine, GeneratorBlock, MakeConv, TextFusion, block_channels, conv3x3, split_condition
 from ..clip.bridge import ClipBridge
 from ..config import Config, GalipConfig
-from ..losses import as_leaf, beyond_range, clip_similarity, gradient_penalty, hinge_fake, hinge_real
+from ..losses import as_leaf, beyond_range, clip_similarity, gradient_penalty, matching_losses
 from ..precision import autocast
 from ..system import Batch, Losses, Noise, Phase, Role, Step, System, TextToImage
 
@@ -303,20 +303,12 @@ class GALIP(System):
             )  # fmt: skip
             logit_real = head.logits(seen, text)
             logit_mismatch = head.logits(seen, mismatched)
-        loss_real, loss_mismatch, loss_fake = hinge_real(logit_real), hinge_fake(logit_mismatch), hinge_fake(logit_fake)
-        penalty = torch.zeros((), device=device)
+        loss, noted = matching_losses(logit_real, logit_mismatch, logit_fake)
+        noted["penalty"] = torch.zeros_like(loss)
         if penalised:
             weight = config.penalty_weight * config.penalty_every
-            penalty = gradient_penalty(logit_real, features, sentence, weight, config.penalty_power)
-        loss = loss_real + (loss_mismatch + loss_fake) / 2
-        noted = {"loss_d": loss, "penalty": penalty}
-        for name, part, logits, right in (
-            ("real", loss_real, logit_real, logit_real > 0),
-            ("mismatch", loss_mismatch, logit_mismatch, logit_mismatch < 0),
-            ("fake", loss_fake, logit_fake, logit_fake < 0),
-        ):
-            noted |= {f"loss_{name}": part, f"logit_{name}": logits.mean(), f"accuracy_{name}": right.float().mean()}
-        return Losses(loss + penalty, noted)
+            noted["penalty"] = gradient_penalty(logit_real, features, sentence, weight, config.penalty_power)
+        return Losses(loss + noted["penalty"], noted)
 
     def generator_losses(self, batch: Batch, step: Step) -> Losses:
         """Fool the updated discriminator, look to CLIP like the caption, stay in range (eq. 2)."""
@@ -337,8 +329,7 @@ class GALIP(System):
     def summary(self, noted: dict[str, Tensor]) -> dict[str, float]:
         """`diversity` is 1 - |mean of the fakes' normalised CLIP embeddings, as augmented|^2.
 
-        It is 0 if all are alike, and smaller in small batches. `accuracy_...`: the share of the pairs that the
-        discriminator puts on the right side of 0. `penalty` is 0 in steps without one.
+        It is 0 if all are alike, and smaller in small batches. `penalty` is 0 in steps without one.
         """
         embedding = noted.pop("embedding")
         return super().summary(noted) | {"diversity": 1 - embedding.square().sum().item()}
