@@ -167,7 +167,7 @@ class DFGAN(System):
     def fakes(self, batch: Batch) -> Tensor:
         """The generator's pictures for a batch as the discriminator sees them, (B, 3, H, W)."""
         with autocast(self.config.precision, batch.images.device):
-            pictures = self.generator(batch.noise["z"], batch.text.sentence)
+            pictures = self.generator(batch.noise["z"].to(batch.images.device), batch.text.sentence)
             return augmentation.augment(pictures, batch.noise.get("generated"), self.config)
 
     def discriminator_losses(self, batch: Batch, step: Step) -> Losses:
