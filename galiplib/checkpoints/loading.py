@@ -13,7 +13,7 @@ from ..clip.bridge import CLIP
 from ..config import recorded_config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
-from .published import Published, import_reference, is_reference, their_optimizers
+from .published import Published, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .store import FOLDER, KIND, Checkpoints
 
@@ -92,9 +92,10 @@ def export_reference(
         if is_reference(content):
             source = import_reference(file, clip_model, content=content)
         else:
+            config = recorded_config(content["config"])
+            check_format(config)
             generator = load_generator(file, clip_model, ema=ema)
             discriminator, head = load_discriminator(file, generator.bridge.model)
-            config = recorded_config(content["config"])
             source = Published(config, generator.bridge, generator, discriminator, head)
             source.optimizers = their_optimizers(source, content["optimizer_g"], content["optimizer_d"])
     write_reference(source, path)

@@ -282,13 +282,9 @@ def _tower(bridge: ClipBridge) -> dict[str, Tensor]:
     return {name: t.float() for name, t in visual.items() if not name.startswith("ln_post") and name != "proj"}
 
 
-def export_reference(networks: Published, path: str | Path) -> None:
-    """Write networks as a checkpoint in the authors' format, so that GALIP's or RATLIP's code can load our training.
-
-    Raises:
-        WeightsError: for networks whose function their code can't compute.
-    """
-    system, model = networks.config.system, networks.config.model
+def check_format(config: Config) -> None:
+    """Raises WeightsError for networks whose function the authors' code can't compute."""
+    system, model = config.system, config.model
     if system not in ("galip", "ratlip"):
         raise WeightsError(f"the authors' format of the system {system} is not known here: only GALIP's and RATLIP's")
     if model.smooth_shortcut or model.image_size != "reference":
@@ -301,6 +297,15 @@ def export_reference(networks: Published, path: str | Path) -> None:
             f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
             "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"
         )
+
+
+def export_reference(networks: Published, path: str | Path) -> None:
+    """Write networks as a checkpoint in the authors' format, so that GALIP's or RATLIP's code can load our training.
+
+    Raises:
+        WeightsError: for networks whose function their code can't compute.
+    """
+    check_format(networks.config)
     discriminator, head = networks.judges()
     tower = {TOWER + name: tensor for name, tensor in _tower(networks.bridge).items()}
     unused = networks.unused or _made_up(discriminator)
