@@ -41,6 +41,7 @@ SHARED: dict[str, dict[str, Any]] = {  # options of several commands
     },
     "scale": {"type": int, "default": 2, "help": "magnification of sheets and animations"},
 }  # fmt: skip
+Command = Callable[[argparse.Namespace], None]
 DRAWING = ("weights", "clip", "device", "raw", "seed", "truncation", "precision", "scale")
 
 
@@ -293,12 +294,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="galip", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], *shared: str) -> argparse.ArgumentParser:
-        about = run.__doc__ or ""
-        one = commands.add_parser(name, help=about.splitlines()[0], description=about)
-        one.set_defaults(run=run)
+    def command(name: str, run: Command, *shared: str, **defaults: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         for option in shared:
             one.add_argument(f"--{option}", **SHARED[option])
+        one.set_defaults(run=run, **defaults)
         return one
 
     one = command("train", train, "profile", "set", "device")
@@ -307,8 +307,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--export", type=Path, help="also write the measured generator here, as safetensors")
     one = command("train-clip", train_clip, "profile", "set", "device")
     one.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    one = command("sample", sample, *DRAWING)
-    one.set_defaults(device="cpu")
+    one = command("sample", sample, *DRAWING, device="cpu")
     one.add_argument("captions", nargs="*", metavar="caption", help="what to draw; several make a row each")
     one.add_argument("--count", type=int, help="pictures of each caption; by default 8, of a file's lines 1")
     one.add_argument("--towards", metavar="CAPTION", help="a second caption to mix with")
@@ -320,15 +319,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, help="the .png or folder; by default named after the caption or file")
     for name in MOVED:
         one.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
-    one = command("walk", walk, *DRAWING)
-    one.set_defaults(device="cpu")
+    one = command("walk", walk, *DRAWING, device="cpu")
     one.add_argument("captions", nargs="+", metavar="caption", help="where it starts")
     one.add_argument("--towards", metavar="CAPTION", help="where it goes")
     one.add_argument("--to-seed", type=int, help="the seed it goes to")
     one.add_argument("--steps", type=int, help="pictures; by default 8, in a .gif or .mp4 48")
     one.add_argument("--out", type=Path, help="the .gif, .mp4 or .png; by default a .gif named after the caption")
-    one = command("replay", replay, "clip", "device")
-    one.set_defaults(device="cpu")
+    one = command("replay", replay, "clip", "device", device="cpu")
     one.add_argument("png", type=Path, help="a picture of galip, the panel or a notebook")
     one.add_argument("--weights", help="where the weights lie now, if they were moved")
     one.add_argument("--out", type=Path, help="the .png to write")
@@ -366,10 +363,9 @@ def main() -> None:
     try:
         with told:
             args.run(args)
-    except (RuntimeError, ArithmeticError, ValueError, OSError, ImportError) as error:
-        ours = type(error).__module__.startswith("galiplib.")  # TrainingFailed, ProcessLost
-        if isinstance(error, RuntimeError) and not ours:
-            raise
+    except (RuntimeError, FloatingPointError, ValueError, OSError, ImportError) as error:
+        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("galiplib."):
+            raise  # ours are TrainingFailed and ProcessLost
         print(f"galip: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:  # a training's says what is saved

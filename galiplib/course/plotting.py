@@ -10,7 +10,7 @@ import functools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, Protocol
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, Protocol
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -315,11 +315,14 @@ def accuracy_bars(results: Mapping) -> Figure:
 class Compared(Protocol):
     """Of a comparison: values and standard errors, models x measures, and what they are called."""
 
-    table: pd.DataFrame
-    errors: pd.DataFrame
-    measured: list[str]  # the models that were measured; the others are quoted
-    real: str  # the row of the real pictures
+    real: ClassVar[str]  # the row of the real pictures
 
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def errors(self) -> pd.DataFrame: ...
+    @property
+    def measured(self) -> list[str]: ...  # the models that were measured; the others are quoted
     def titles(self) -> dict[str, str]: ...
 
 
