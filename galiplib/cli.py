@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .sampling.provenance import Origin
-    from .systems.galip import Generator
+    from .system import TextToImage
 
 PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
 PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
@@ -183,7 +183,7 @@ def export(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- pictures
 
 
-def load(args: argparse.Namespace, ema: bool = True) -> Generator:
+def load(args: argparse.Namespace, ema: bool = True) -> TextToImage:
     """The generator that --weights, --clip and --device name."""
     from .build import pick_device
     from .checkpoints.loading import load_generator
@@ -193,7 +193,7 @@ def load(args: argparse.Namespace, ema: bool = True) -> Generator:
     return load_generator(args.weights, clip_model, pick_device(args.device), ema)
 
 
-def load_drawing(args: argparse.Namespace) -> tuple[Generator, Origin]:
+def load_drawing(args: argparse.Namespace) -> tuple[TextToImage, Origin]:
     """The generator in the precision that is asked for, and what its pictures' files say of it."""
     from .precision import resolve_precision
     from .sampling.bf16 import to_bf16

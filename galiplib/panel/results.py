@@ -20,7 +20,7 @@ from ..sampling.animation import encode_animation
 from ..sampling.provenance import Origin, file_name, stem_of
 from ..sampling.recipe import Recipe
 from ..sampling.sample import Samples, draw, nearest
-from ..systems.galip import Generator
+from ..system import TextToImage
 from . import html as panel_html
 from .jobs import Job
 
@@ -109,7 +109,7 @@ class Made(NamedTuple):
 
 
 def drawing_job(
-    generator: Generator, origin: Origin, recipes: Sequence[Recipe], make: Callable[[Samples, Origin], Drawing],
+    generator: TextToImage, origin: Origin, recipes: Sequence[Recipe], make: Callable[[Samples, Origin], Drawing],
     best: int | None = None,
 ) -> Job:  # fmt: skip
     """Draw recipes, keep the `best` nearest to CLIP if asked for, make a drawing of them: a job -> `Made`."""

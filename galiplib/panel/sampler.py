@@ -22,7 +22,7 @@ from ..runs.run import Run
 from ..sampling.provenance import Origin
 from ..sampling.recipe import Recipe
 from ..sampling.sample import Samples, recipes_of, walk
-from ..systems.galip import Generator
+from ..system import TextToImage
 from . import html as panel_html
 from .controls import TABS, Controls, HistoryEntry
 from .jobs import Job, Jobs
@@ -40,7 +40,7 @@ OWN_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # whose mes
 
 
 def sampler_panel(
-    generator: Generator,
+    generator: TextToImage,
     checkpoint: str | Path = "mini",
     examples: Sequence[str] = EXAMPLES,
     folder: str | Path = "outputs",
@@ -66,7 +66,7 @@ def sampler_panel(
 
 class _Sampler:
     def __init__(
-        self, generator: Generator, checkpoint: str, examples: tuple[str, ...], folder: Path,
+        self, generator: TextToImage, checkpoint: str, examples: tuple[str, ...], folder: Path,
         keep: str | Path | None, training: Config | None,
     ) -> None:  # fmt: skip
         self.generator, self.origin = generator, Origin.of(generator, checkpoint)
@@ -261,7 +261,7 @@ class _Sampler:
         with self._by_itself():
             c.checkpoint.options = [(self._label(path), path) for path in dict.fromkeys(paths)]
             c.checkpoint.value, c.averaged.value = self.origin.checkpoint, self.origin.ema
-            c.late.max = len(self.generator.blocks)
+            c.late.max = self.generator.late_blocks
         c.averaged.disabled = not Path(self.origin.checkpoint).is_dir()
 
     def _label(self, path: str) -> str:
@@ -280,7 +280,7 @@ class _Sampler:
             generator = load_generator(path, ema=ema)
             return generator, Origin.of(generator, path, ema)
 
-        def finished(loaded: tuple[Generator, Origin]) -> None:
+        def finished(loaded: tuple[TextToImage, Origin]) -> None:
             self.generator, self.origin = loaded
             self._find_checkpoints()
             self._draw()

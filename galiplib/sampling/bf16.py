@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..blocks import FinishedConv, kernel_of_doubled
-from ..systems.galip import Generator
+from ..blocks import FinishedConv, GeneratorBlock, kernel_of_doubled
+from ..system import TextToImage
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 
 
-def to_bf16(generator: Generator) -> Generator:
+def to_bf16(generator: TextToImage) -> TextToImage:
     """Turn a generator and its CLIP into what draws pictures in bf16, in place: for sampling only -> the same one.
 
     All weights are stored in bf16, except those of norms, which compute in fp32; convolutions of doubled maps with
@@ -19,19 +19,17 @@ def to_bf16(generator: Generator) -> Generator:
     bf16, too. Its pictures are 40 dB and more from those in fp32 (`benchmarks/sampling.py`).
     """
     for module in (*generator.modules(), *generator.bridge.modules()):
-        if isinstance(module, NORMS):
-            continue
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(torch.bfloat16)
-    side = generator.bridge.grid
-    for block in generator.blocks:
-        if 2 * side == block.size:
-            if isinstance(block.conv1, FinishedConv):
-                block.conv1.conv = _phases(block.conv1.conv)
-            else:
-                block.conv1 = _phases(block.conv1)
-        side = block.size
+        if not isinstance(module, NORMS):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+                parameter.data = parameter.data.to(torch.bfloat16)
+    side = 0  # of what the first block gets: not known here, so that its kernel stays as it is
+    for block in generator.modules():
+        if isinstance(block, GeneratorBlock):
+            if 2 * side == block.size:
+                holder, name = (block.conv1, "conv") if isinstance(block.conv1, FinishedConv) else (block, "conv1")
+                setattr(holder, name, _phases(getattr(holder, name)))
+            side = block.size
     return generator.eval()
 
 

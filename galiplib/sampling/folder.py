@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..clip.bridge import ClipBridge
 from ..files import write_atomically
-from ..systems.galip import Generator
+from ..system import TextToImage
 from .provenance import Origin, file_name, is_there, save_picture, save_sheet
 from .recipe import Recipe
 from .sample import check_count, draw
@@ -106,7 +106,7 @@ def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
 
 
 def sample_file(
-    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], folder: str | Path, origin: Origin,
+    generator: TextToImage, bridge: ClipBridge, recipes: Sequence[Recipe], folder: str | Path, origin: Origin,
     progress: bool = True,
 ) -> Path:  # fmt: skip
     """Draw recipes, of `read_captions` or others, into a folder: PNGs, manifest.jsonl, sheet.png.

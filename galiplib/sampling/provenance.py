@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..files import WeightsError
 from ..images import Picture, contact_sheet, save_png
-from ..systems.galip import Generator
+from ..system import TextToImage
 from .recipe import Recipe
 
 KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings", "precision")
@@ -41,11 +41,11 @@ class Origin:
     precision: str = "fp32"
 
     @classmethod
-    def of(cls, generator: Generator, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
+    def of(cls, generator: TextToImage, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
         """Of a generator that was loaded from `checkpoint`."""
         return cls(str(checkpoint), fingerprint(generator), ema, precision)
 
-    def check(self, generator: Generator, png: str | Path) -> None:
+    def check(self, generator: TextToImage, png: str | Path) -> None:
         """Raises WeightsError if these are not the generator's weights; `png` is the file that asks for them."""
         if fingerprint(generator) != self.weights:
             raise WeightsError(
@@ -61,7 +61,7 @@ class Origin:
         return dict(zip(KEYS, values, strict=True))
 
 
-def fingerprint(generator: Generator) -> str:
+def fingerprint(generator: TextToImage) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over generator, its CLIP, and the size of its pictures."""
     digest = hashlib.sha256(str(generator.image_size).encode())
     for module in (generator, generator.bridge.model):

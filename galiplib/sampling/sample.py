@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP, ClipBridge
 from ..images import check_finite, to_uint8
-from ..systems.galip import Generator
+from ..system import Text, TextToImage
 from .bf16 import to_bf16
 from .provenance import read_png
 from .recipe import Recipe, check_caption
@@ -64,19 +64,17 @@ class Samples:
 
 
 def sample(
-    generator: Generator, bridge: ClipBridge, captions: str | Sequence[str], count: int = 1, seed: int = 0,
+    generator: TextToImage, bridge: ClipBridge, captions: str | Sequence[str], count: int = 1, seed: int = 0,
     batch_size: int | None = None, progress: bool = False, **settings: Any,
 ) -> Samples:  # fmt: skip
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
-    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions;
-    but for `conditioning: recurrent-reference`, which warns of it.
+    Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions.
 
     Args:
         batch_size: pictures that pass through the network together; see `draw`.
         progress: show a bar.
-        settings: more of a `Recipe`, the same for all: truncation, towards and share, seed_b and turn, late and
-            late_from.
+        settings: more of a `Recipe`, the same for all, such as truncation, or towards and share.
 
     Raises:
         ValueError: for an empty caption, or a count, seed, batch size or setting out of range.
@@ -103,27 +101,23 @@ def check_count(count: int, name: str = "count", least: int = 1) -> None:
 
 
 def interpolate(
-    generator: Generator, bridge: ClipBridge, caption_a: str, caption_b: str | None = None, steps: int = 8,
+    generator: TextToImage, bridge: ClipBridge, caption_a: str, caption_b: str | None = None, steps: int = 8,
     seed: int = 0, seed_b: int | None = None, truncation: float = 1.0,
 ) -> Samples:  # fmt: skip
-    """Walk from one caption to another in a straight line between their sentences, from one noise to another on an arc.
-
-    Without `caption_b` the caption holds still, without `seed_b` the noise does.
-
-    Returns:
-        `steps` pictures, the first of `caption_a` and `seed`, the last of `caption_b` and `seed_b`.
-
-    Raises:
-        ValueError: for an empty caption, or fewer than two or more than MAX_COUNT steps.
-        FloatingPointError: for pictures with NaN or infinity in them.
-    """
+    """The pictures of `walk`; raises as it and `draw` do."""
     return collect(generator, bridge, walk(caption_a, caption_b, steps, seed, seed_b, truncation))
 
 
 def walk(
     caption_a: str, caption_b: str | None, steps: int, seed: int = 0, seed_b: int | None = None, truncation: float = 1.0
 ) -> list[Recipe]:
-    """The recipes of `interpolate`; raises ValueError as it does."""
+    """Recipes from one caption to another, straight from sentence to sentence, and from one noise to another on an arc.
+
+    Without `caption_b` the caption holds still, without `seed_b` the noise does.
+
+    Raises:
+        ValueError: for an empty caption, or fewer than two or more than MAX_COUNT steps.
+    """
     check_count(steps, "steps", least=2)
     start, made = {"caption": caption_a, "seed": seed, "truncation": truncation}, []
     for share in torch.linspace(0, 1, steps).tolist():
@@ -134,14 +128,13 @@ def walk(
 
 
 def rank(
-    generator: Generator, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
+    generator: TextToImage, bridge: ClipBridge, caption: str, make: int = 32, keep: int = 8, seed: int = 0,
     progress: bool = False, **settings: Any,
 ) -> Samples:  # fmt: skip
     """Draw `make` pictures of a caption and keep the `keep` that CLIP finds most like it, best first.
 
-    The score is the cosine of the picture's and the caption's CLIP embeddings: how well they fit in the eyes of
-    `bridge`. Where that is the CLIP whose similarity the generator was trained on, it says what pleases that CLIP,
-    and hardly anything about how sharp or true a picture is.
+    The score is the cosine of the picture's and the caption's CLIP embeddings. Where that CLIP's similarity is what
+    the generator was trained on, it says what pleases it, and hardly anything about how sharp or true a picture is.
 
     Raises:
         ValueError: as `sample`, and for a `keep` outside 1 .. `make`.
@@ -163,16 +156,13 @@ def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
     return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
 
 
-# ---------------------------------------------------------------- the network
-
-
 def collect(
-    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None,
+    generator: TextToImage, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None,
     progress: bool = False,
 ) -> Samples:  # fmt: skip
     """All pictures of `draw` together; `progress` shows a bar."""
+    parts = []
     with tqdm(total=len(recipes), desc="pictures", delay=1, disable=not progress) as bar:
-        parts = []
         for part in draw(generator, bridge, recipes, batch_size):
             parts.append(part)
             bar.update(len(part))
@@ -180,14 +170,13 @@ def collect(
 
 
 def draw(
-    generator: Generator, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None
+    generator: TextToImage, bridge: ClipBridge, recipes: Sequence[Recipe], batch_size: int | None = None
 ) -> Iterator[Tensor]:
     """Yield the recipes' pictures, (B, 3, H, W) on the CPU, clamped to [-1, 1], a batch at a time.
 
     Args:
         batch_size: by default 1 on a CPU, so that nothing but its recipe decides a picture, elsewhere 32. Larger
-            batches are faster with small networks. (A generator of kind recurrent-reference computes one condition
-            for the whole batch, as RATLIP's published code does: alone, its pictures are their own.)
+            batches are faster with small networks.
 
     Raises:
         ValueError: for a batch size below one, a caption of which the CLIP knows no word, a block that isn't there.
@@ -198,18 +187,22 @@ def draw(
         batch_size = 1 if weight.device.type == "cpu" else GPU_BATCH
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    blocks = len(generator.blocks)
-    if (latest := max((recipe.late_from for recipe in recipes), default=0)) > blocks:
+    blocks, latest = generator.late_blocks, max((recipe.late_from for recipe in recipes), default=0)
+    if not blocks and any(recipe.late for recipe in recipes):
+        raise ValueError("this generator has no late blocks that could get another caption")
+    if latest > blocks:
         raise ValueError(f"late_from must lie between 0 and {blocks}, the number of generator blocks, not {latest}")
     sentence_of = _reader(bridge, recipes)
     for part in _batches(recipes, batch_size):
         with torch.inference_mode():
             noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
             sentence = torch.stack([_mixed(sentence_of, recipe) for recipe in part]).to(weight)  # (B, E)
-            late = None
             if part[0].late:
-                late = noise, torch.stack([sentence_of(recipe.late) for recipe in part]).to(weight)
-            images = generator(noise, sentence, late, part[0].late_from).float().cpu()
+                late = torch.stack([sentence_of(recipe.late) for recipe in part]).to(weight)  # (B, E)
+                images = generator(noise, sentence, (noise, late), part[0].late_from)
+            else:
+                images = generator.picture_of(noise, Text(sentence))
+            images = images.float().cpu()
         check_finite(images)
         yield images.clamp(-1, 1)
 

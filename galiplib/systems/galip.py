@@ -110,6 +110,10 @@ class Generator(TextToImage):
         )
         self.to_rgb = conv3x3(channels[-1][1], 3)
 
+    @property
+    def late_blocks(self) -> int:
+        return len(self.blocks)
+
     def forward(
         self, noise: Tensor, sentence: Tensor, late: tuple[Tensor, Tensor] | None = None, late_from: int = 0
     ) -> Tensor:
