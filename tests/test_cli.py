@@ -33,6 +33,7 @@ SMALL = [
         "train.max_steps=2",
         "train.evaluate_every=0",
         "eval.images=40",
+        "eval.diversity=2",
     )  # fmt: skip
     for word in ("--set", key)
 ]
