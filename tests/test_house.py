@@ -14,7 +14,7 @@ BELOW += " build checkpoints"
 BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a configuration: by build alone
 
 RULES = {  # a wing's name means all its modules; each may import its own wing and what stands here
-    1: {"config": "", "profiles": "", "files": "", "blocks": "", "losses": "", "precision": ""},
+    1: {"config": "", "files": "", "blocks": "", "losses": "", "precision": ""},
     2: {"system": "config", "augmentation": "config", "training": "system config augmentation precision"},
     3: {"systems": "system blocks losses clip.bridge config precision augmentation"},
     4: {"data": "files images", "images": "files"},
