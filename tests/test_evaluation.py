@@ -8,7 +8,6 @@ import pytest
 import scipy.linalg
 import torch
 from launch import launch
-from torch import nn
 
 from galiplib import evaluation, load_config, load_generator
 from galiplib.clip.bridge import ClipBridge
@@ -19,6 +18,7 @@ from galiplib.distributed import Workers
 from galiplib.evaluation import EvaluationError
 from galiplib.evaluation.judge import FEATURES, JUDGED, load_judge
 from galiplib.images import to_images
+from galiplib.system import TextToImage
 from galiplib.systems.galip import Generator
 
 IMAGES = 600  # halves of halves still have more pictures than the judge has features
@@ -51,13 +51,13 @@ def generator(bridge):
     return Generator(bridge, config)
 
 
-class Replay(nn.Module):
+class Replay(TextToImage):
     """A generator that hands out given pictures in turn, whatever it is asked for."""
 
     noise_dim = 4
 
     def __init__(self, images):
-        super().__init__()
+        super().__init__(bridge=None)
         self.images, self.next = images, 0
 
     def forward(self, noise, sentence):

@@ -34,12 +34,12 @@ from .measures import (
 )
 from .passes import list_pictures, read_pictures
 from .pixels import PixelMeasure, pixel_measure
-from .protocol import BATCH, Plan, evaluating, generate, noise_of_pictures, plan
+from .protocol import Plan, generate, noise_of_pictures, plan
 
 __all__ = [
-    "BATCH", "Comparison", "Evaluation", "EvaluationError", "Extractor", "Frechet", "Measured", "Moments",
+    "Comparison", "Evaluation", "EvaluationError", "Extractor", "Frechet", "Measured", "Moments",
     "PixelMeasure", "Plan", "Statistics", "as_asked", "caption_accuracy", "clip_score", "clip_similarity", "compare",
-    "cosines", "distance_of", "diversity", "evaluate", "evaluate_folder", "evaluating", "extractor",
+    "cosines", "distance_of", "diversity", "evaluate", "evaluate_folder", "extractor",
     "frechet_distance", "frechet_floor", "frechet_of", "generate", "halves", "jackknife", "judge_features",
     "kernel_distance", "list_pictures", "load_statistics", "mean_of", "measure_folder", "measure_generator",
     "noise_of_pictures", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..build import dataset_of, held_out_data, make_bridge, make_data
 from ..clip.bridge import ClipBridge
@@ -25,6 +25,7 @@ from ..config import Config, EvalConfig
 from ..data import minibirds
 from ..data.batches import Source
 from ..images import EvaluationError
+from ..system import TextToImage
 from .features import Extractor, extractor, load_statistics, measure_name, real_statistics
 from .judge import JUDGED, Judge, load_judge
 from .measures import (
@@ -116,7 +117,7 @@ class Evaluation:
 
 
 def evaluate(
-    generator: nn.Module,
+    generator: TextToImage,
     bridge: ClipBridge,
     data: dict[str, Source],
     config: EvalConfig,
@@ -253,7 +254,7 @@ def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Itera
 
 
 def measure_generator(
-    generator: nn.Module,
+    generator: TextToImage,
     bridge: ClipBridge,
     config: Config,
     splits: dict[str, Source] | None = None,

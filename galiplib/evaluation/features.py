@@ -184,8 +184,7 @@ def save_statistics(path: str | Path, statistics: Statistics, note: dict[str, An
     Raises:
         OSError: naming the path, if it can't be written.
     """
-    mu, sigma, count = statistics.mu.numpy(), statistics.sigma.numpy(), statistics.count
-    held: dict[str, Any] = {"mu": mu, "sigma": sigma, "count": count, "note": json.dumps(note)}
+    held: dict[str, Any] = statistics._asdict() | {"note": json.dumps(note)}
     write_atomically(path, lambda stream: np.savez_compressed(stream, **held))
 
 
@@ -202,12 +201,11 @@ def load_statistics(path: str | Path, dim: int | None = None) -> tuple[Statistic
         raise EvaluationError(f"there is no statistics file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if missing := {"mu", "sigma"} - set(file.files):
-                held = ", ".join(file.files) or "nothing"
-                raise EvaluationError(f"{path} lacks {' and '.join(sorted(missing))}; it holds {held}")
-            mu, sigma = (torch.from_numpy(np.asarray(file[name], dtype=np.float64)) for name in ("mu", "sigma"))
-            count = int(file["count"]) if "count" in file.files else 0
-            note = json.loads(str(file["note"])) if "note" in file.files else {}
+            held = dict(file)
+        if missing := [name for name in ("mu", "sigma") if name not in held]:
+            raise EvaluationError(f"{path} lacks {' and '.join(missing)}; it holds {', '.join(held) or 'nothing'}")
+        mu, sigma = (torch.from_numpy(held[name].astype(np.float64)) for name in ("mu", "sigma"))
+        count, note = int(held.get("count", 0)), json.loads(str(held.get("note", "{}")))
     except EvaluationError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:

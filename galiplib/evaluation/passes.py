@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..clip.bridge import ClipBridge
@@ -21,6 +21,7 @@ from ..data.captions import read_table
 from ..data.decoding import read_image
 from ..distributed import same_failure
 from ..images import EvaluationError, to_images
+from ..system import TextToImage
 from .features import Extractor, extractor
 from .judge import Judge
 from .measures import GROUPS, Moments, as_asked, clip_score, cosines
@@ -58,14 +59,14 @@ def real_pictures(data: Source, rows: np.ndarray) -> Pictures:
 
 
 def drawn_pictures(
-    generator: nn.Module, bridge: ClipBridge, captions: Sequence[str], seed: int, start: int = 0,
+    generator: TextToImage, bridge: ClipBridge, captions: Sequence[str], seed: int, start: int = 0,
     title: str = "generated pictures",
 ) -> Pictures:  # fmt: skip
     """What a generator draws of captions; the noise of picture i is that of number `start` + i."""
 
     def get(numbers: Tensor) -> tuple[Tensor, Tensor]:
         text = embed_captions(bridge, [captions[number] for number in numbers.tolist()])
-        return draw(generator, text, (numbers + start).tolist(), seed, text.device), text.cpu()
+        return draw(generator, text, (numbers + start).tolist(), seed), text.cpu()
 
     return Pictures(title, len(captions), get, captions)
 
@@ -182,16 +183,17 @@ class PerSample:
 
     def ordered(self) -> dict[str, Tensor]:
         """Name -> the values of all pictures, by number."""
-        everyone: list[Any] = [dict(self.parts)]
+        own = {name: [torch.cat(side) for side in zip(*parts, strict=True)] for name, parts in self.parts.items()}
+        everyone: list[Any] = [own]
         if dist.is_available() and dist.is_initialized():
             everyone *= dist.get_world_size()
-            dist.all_gather_object(everyone, dict(self.parts))
-        merged: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for own in everyone:
-            for name, parts in own.items():
-                merged[name] += parts
-        joined = {name: [torch.cat(side) for side in zip(*parts, strict=True)] for name, parts in merged.items()}
-        return {name: values[numbers.argsort()] for name, (numbers, values) in joined.items()}
+            dist.all_gather_object(everyone, own)
+        found = {}
+        for name in dict.fromkeys(name for one in everyone for name in one):
+            sides = zip(*(one[name] for one in everyone if name in one), strict=True)
+            numbers, values = (torch.cat(side) for side in sides)
+            found[name] = values[numbers.argsort()]
+        return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..clip.bridge import ClipBridge
 from ..images import EvaluationError, to_range
+from ..system import Text, TextToImage
 
 BATCH = 100  # pictures at once where nobody says otherwise; changes no result
 
@@ -101,16 +102,14 @@ def noise_of_pictures(indices: Iterable[int], noise_dim: int, seed: int) -> Tens
     return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
 
 
-def draw(
-    generator: nn.Module, sentence: Tensor, indices: Sequence[int], seed: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Sentence embeddings (B, E) and picture numbers -> pictures (B, 3, H, W) in [-1, 1], on the device.
+def draw(generator: TextToImage, sentence: Tensor, indices: Sequence[int], seed: int) -> Tensor:
+    """Sentence embeddings (B, E) and picture numbers -> pictures (B, 3, H, W) in [-1, 1], on the embeddings' device.
 
     Raises:
         EvaluationError: for a picture that is not finite, by its number.
     """
-    noise = noise_of_pictures(indices, generator.noise_dim, seed).to(device)  # (B, Z)
-    return to_range(generator(noise, sentence.to(device)), numbers=indices)
+    noise = noise_of_pictures(indices, generator.noise_dim, seed).to(sentence.device)  # (B, Z)
+    return to_range(generator.picture_of(noise, Text(sentence)), numbers=indices)
 
 
 def embed_captions(bridge: ClipBridge, captions: Sequence[str]) -> Tensor:
@@ -119,7 +118,7 @@ def embed_captions(bridge: ClipBridge, captions: Sequence[str]) -> Tensor:
 
 
 def generate(
-    generator: nn.Module,
+    generator: TextToImage,
     bridge: ClipBridge,
     captions: Sequence[str],
     seed: int = 0,
@@ -128,8 +127,8 @@ def generate(
 ) -> Tensor:
     """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU.
 
-    `generator(noise (B, Z), sentence (B, E)) -> (B, 3, H, W)` runs in eval mode and is left as it was.
-    Picture i depends on caption i, i and the seed, not on the batch. `progress` may wrap the batches.
+    The generator runs in eval mode and is left as it was. Picture i depends on caption i, i and the seed, not on the
+    batch. `progress` may wrap the batches.
 
     Raises:
         EvaluationError: for no captions, or a picture that is not finite, by its number.
@@ -140,6 +139,6 @@ def generate(
     with evaluating(generator):
         for start in progress(range(0, len(captions), batch_size)):
             texts = captions[start : start + batch_size]
-            sentence = embed_captions(bridge, texts)
-            parts.append(draw(generator, sentence, range(start, start + len(texts)), seed, sentence.device).cpu())
+            numbers = range(start, start + len(texts))
+            parts.append(draw(generator, embed_captions(bridge, texts), numbers, seed).cpu())
     return torch.cat(parts)
