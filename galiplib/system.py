@@ -135,10 +135,12 @@ class TextToImage(nn.Module):
         noise_dim: Z.
         image_size: side of its pictures in pixels.
         bridge: the door to that CLIP (`clip.bridge.ClipBridge`).
+        late_blocks: of which the last ones can be given another condition, `forward(noise, sentence, late, late_from)`.
     """
 
     noise_dim: int
     image_size: int
+    late_blocks: int = 0
 
     def __init__(self, bridge: Any) -> None:
         super().__init__()
@@ -147,11 +149,6 @@ class TextToImage(nn.Module):
     @property
     def bridge(self) -> Any:
         return self._bridge[0]
-
-    @property
-    def late_blocks(self) -> int:
-        """Blocks of which the last ones can get another condition: `forward(noise, sentence, late, late_from)`."""
-        return 0
 
     def picture_of(self, noise: Tensor, text: Text) -> Tensor:
         """Noise (B, Z) and captions -> pictures (B, 3, H, W), about [-1, 1]; here by `forward(noise, sentence)`."""

@@ -45,7 +45,7 @@ class Generator(TextToImage):
     def __init__(self, bridge: ClipBridge, config: ModelConfig) -> None:
         super().__init__(bridge)
         sides, channels = geometry(config)
-        self.noise_dim, self.image_size = config.noise_dim, sides[-1]
+        self.noise_dim, self.image_size, self.late_blocks = config.noise_dim, sides[-1], len(channels)
         self.code_shape = (channels[0][0], sides[0], sides[0])
         self.code = nn.Linear(config.noise_dim, channels[0][0] * sides[0] ** 2)
         self.blocks = nn.ModuleList(

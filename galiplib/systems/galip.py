@@ -98,6 +98,7 @@ class Generator(TextToImage):
         sizes = block_sizes(bridge.grid, config.image_size)
         channels = block_channels(config.channels, len(sizes))
         self.image_size = sizes[-1]
+        self.late_blocks = len(sizes)
         self.code_shape = (code, bridge.grid, bridge.grid)
         self.code = nn.Linear(config.noise_dim, code * bridge.grid**2)
         self.fusion = nn.ModuleList(FusionBlock(given_dim, code, affine, conv) for _ in range(config.fusion_blocks))
@@ -109,10 +110,6 @@ class Generator(TextToImage):
             for widths, size in zip(channels, sizes, strict=True)
         )
         self.to_rgb = conv3x3(channels[-1][1], 3)
-
-    @property
-    def late_blocks(self) -> int:
-        return len(self.blocks)
 
     def forward(
         self, noise: Tensor, sentence: Tensor, late: tuple[Tensor, Tensor] | None = None, late_from: int = 0
