@@ -122,7 +122,7 @@ def sample_file(
         ValueError, FloatingPointError: as `draw`. OSError: for a folder that can't be written.
     """
     planned = plan(recipes, folder)
-    todo = [path for path, recipe in planned.items() if not is_there(path, origin.metadata(recipe))]
+    todo = [path for path, recipe in planned.items() if not is_there(path, recipe, origin)]
     with tqdm(total=len(planned), initial=len(planned) - len(todo), desc="pictures", disable=not progress) as bar:
         try:
             waiting = iter(todo)

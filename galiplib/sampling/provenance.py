@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -80,68 +81,51 @@ def save_picture(image: Picture, path: str | Path, recipe: Recipe, origin: Origi
         FileExistsError: for a file that holds anything else.
         OSError: if the file can't be written; the message names it.
     """
-    path = Path(path)
-    if not is_there(path, origin.metadata(recipe)):
-        save_png(image, path, origin.metadata(recipe))
-    return path
+    return Path(path) if is_there(path, recipe, origin) else save_png(image, path, origin.metadata(recipe))
 
 
 def save_sheet(
     images: Tensor | np.ndarray, recipes: Sequence[Recipe], path: str | Path, origin: Origin, **layout: Any
 ) -> Path:
     """Write pictures as one PNG that says what they were made of; `layout` is that of `contact_sheet`."""
-    text = {
-        "caption": " | ".join(dict.fromkeys(recipe.caption for recipe in recipes)),
-        "seed": ", ".join(map(str, dict.fromkeys(recipe.seed for recipe in recipes))),
-        "checkpoint": origin.checkpoint,
-        "weights": origin.weights,
-        "made": recipes[0].settings,
-    }
-    return save_png(contact_sheet(images, **layout), path, text)
+    captions = " | ".join(dict.fromkeys(recipe.caption for recipe in recipes))
+    seeds = ", ".join(dict.fromkeys(str(recipe.seed) for recipe in recipes))
+    text = {"caption": captions, "seed": seeds, "checkpoint": origin.checkpoint, "weights": origin.weights}
+    return save_png(contact_sheet(images, **layout), path, {**text, "made": recipes[0].settings})
 
 
-def is_there(path: Path, metadata: Mapping[str, str]) -> bool:
-    """Whether a PNG of this origin lies there already.
-
-    Raises:
-        FileExistsError: if something else does.
-    """
-    if not path.exists():
+def is_there(path: str | Path, recipe: Recipe, origin: Origin) -> bool:
+    """Whether the PNG of a recipe lies there already. Raises FileExistsError if something else does."""
+    if not Path(path).exists():
         return False
-    try:
-        found = read_text(path)
-    except ValueError:
-        found = {}
-    if found == dict(metadata):
+    differs = ["no picture of galiplib"]
+    with suppress(ValueError):
+        theirs, found = read_png(path)
+        wanted = origin.metadata(recipe)
+        differs = [key for key, value in found.metadata(theirs).items() if value != wanted[key]]
+    if not differs:
         return True
-    differs = [key for key in KEYS if found.get(key) != metadata[key]] if found else ["no picture of galiplib"]
     raise FileExistsError(
         f"{path} is there already and holds something else ({', '.join(differs)}): choose another name or move it away"
     )
 
 
-def read_text(png: str | Path) -> dict[str, str]:
-    """What `Origin.metadata` wrote. Raises ValueError, naming the file, if it is no PNG with a recipe."""
+def read_png(png: str | Path) -> tuple[Recipe, Origin]:
+    """A PNG's recipe and the weights it was made with. Raises ValueError, naming the file, if it holds none."""
     try:
         with Image.open(png) as picture:
             text = NOT_NOTED | dict(getattr(picture, "text", {}))
     except UnidentifiedImageError:
         raise ValueError(f"{png} is no picture") from None
+    except FileNotFoundError:
+        raise
     except (OSError, SyntaxError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"{png} is damaged: {error}") from None
     if missing := [key for key in KEYS if key not in text]:
         raise ValueError(
             f"{png} doesn't say how it was made (no {', '.join(missing)} in it): a PNG of `galip sample`, "
             "`save_picture` or the panel does, if no other program has saved it again"
         )
-    return {key: text[key] for key in KEYS}
-
-
-def read_png(png: str | Path) -> tuple[Recipe, Origin]:
-    """A PNG's recipe and the weights it was made with. Raises ValueError as `read_text`."""
-    text = read_text(png)
     try:
         recipe = Recipe.of({"caption": text["caption"], "seed": int(text["seed"]), **json.loads(text["settings"])})
     except (ValueError, TypeError) as error:
