@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..clip.bridge import ClipBridge
+from ..data.captions import read_csv, read_lines
 from ..files import write_atomically
 from ..system import TextToImage
 from .provenance import Origin, file_name, is_there, save_picture, save_sheet
@@ -43,14 +44,11 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
     """
     path, recipes = Path(path), []
     check_count(count)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from None
-    plain = ((number, {"caption": line}) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-    for line, values in _rows(text, path) if path.suffix.lower() == ".csv" else plain:
+    lines = ((number, {"caption": text}) for number, text in read_lines(path, strict=True))
+    table = path.suffix.lower() == ".csv"
+    for line, cells in read_csv(path, partial(_check, path), strict=True) if table else lines:
         try:
-            first = {"seed": seed, **settings, **{name: _cell(name, cell) for name, cell in values.items()}}
+            first = {"seed": seed, **settings, **_values(cells)}
             recipes += [Recipe.of({**first, "seed": first["seed"] + i}) for i in range(count)]
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
@@ -59,25 +57,24 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
     return recipes
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(number, cells) of each row of a table: its caption, and the others that are filled in."""
-    reader = csv.DictReader(text.splitlines(keepends=True), restval="")
-    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
-    if unknown := [name for name in names if name not in COLUMNS]:
+def _check(path: Path, header: list[str]) -> None:
+    if unknown := [name for name in header if name not in COLUMNS]:
         raise ValueError(f"{path}: unknown column {', '.join(map(repr, unknown))}; known are {', '.join(COLUMNS)}")
-    if "caption" not in names:
+    if "caption" not in header:
         raise ValueError(f"{path} has no column 'caption' in its first line")
-    for row in reader:
-        if None in row:
-            raise ValueError(f"{path}, line {reader.line_num}: more cells than columns; a comma needs quotes around it")
-        yield reader.line_num, {name: cell for name, cell in row.items() if name == "caption" or cell.strip()}
 
 
-def _cell(name: str, cell: str) -> str | int | float:
-    try:
-        return COLUMNS[name](cell.strip())
-    except ValueError:
-        raise ValueError(f"{name} is no number but {cell!r}") from None
+def _values(cells: Mapping[str, str | None]) -> dict[str, Any]:
+    """The caption of a row, and of its other cells those that are filled in."""
+    values = {}
+    for name, cell in cells.items():
+        text = (cell or "").strip()
+        if text or name == "caption":
+            try:
+                values[name] = COLUMNS[name](text)
+            except ValueError:
+                raise ValueError(f"{name} is no number but {text!r}") from None
+    return values
 
 
 def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
