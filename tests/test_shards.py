@@ -365,11 +365,11 @@ def test_shards_that_come_or_go_after_the_index_are_named(tmp_path):
     write_like_img2dataset(tmp_path, 2, 12, stats=False)
     opened(tmp_path, size=8)
     shutil.copy(tmp_path / "00001.tar", tmp_path / "00002.tar")
-    with pytest.raises(DataError, match=r"00002.tar is not in .*index.sqlite \(1 shards are new\): delete"):
+    with pytest.raises(DataError, match=r"00002.tar is not in .*index.sqlite \(1 shards are new\): .*delete"):
         opened(tmp_path, size=8)
     (tmp_path / "00002.tar").unlink()
     (tmp_path / "00000.tar").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="00000.tar is missing .*bring it back"):
+    with pytest.raises(DataError, match="00000.tar is missing, .*bring it back"):
         opened(tmp_path, size=8)
 
 

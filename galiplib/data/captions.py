@@ -102,7 +102,7 @@ def read_lines(path: Path, strict: bool = False) -> Iterator[tuple[int, str]]:
 
 def read_csv(
     path: Path, check: Callable[[list[str]], None], strict: bool = False
-) -> Iterator[tuple[int, dict[str, str | None]]]:
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a table; names of columns are stripped and in small letters.
 
     Args:
@@ -113,7 +113,7 @@ def read_csv(
         DataError: for a row of more cells than there are columns, and for a quote that stays open.
     """
     with open_text(path, "", strict) as stream:
-        reader = csv.DictReader(stream, strict=True)  # else a quote left open would swallow the rest
+        reader = csv.DictReader(stream, restval="", strict=True)  # else a quote left open would swallow the rest
         try:
             header = [(name or "").strip().lower() for name in reader.fieldnames or []]
             check(header)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,17 +25,7 @@ from .captions import read_captions, stripped
 from .decoding import Box, read_header, square_around
 from .download import download
 from .index import Item, passing_index
-from .layouts import (
-    LAYOUTS,
-    NAMES,
-    Row,
-    check_key,
-    expected,
-    find_image,
-    list_rows,
-    read_boxes,
-    without_suffix,
-)  # fmt: skip
+from .layouts import LAYOUTS, NAMES, Row, check_key, expected, find_image, list_rows, read_boxes, without_suffix
 from .pictures import Photos
 from .shard_writing import DrawnBirds, ResizedPhotos, Samples
 from .shards import open_shards
@@ -91,12 +81,12 @@ class Dataset:
 
     def note(self, settings: Settings) -> dict[str, Any]:
         """What the real pictures of an evaluation are, for files of their statistics."""
+        return {"data": self.name, "split": self.held_out[0], "size": settings.image_size, **self._shown(settings)}
+
+    def _shown(self, settings: Settings) -> dict[str, Any]:
         box = "square of 1.5 times the bounding box, then " if self.name in LAYOUTS and LAYOUTS[self.name].boxes else ""
         crop = f"{box}short side to {settings.image_size * 76 // 64}, centre"
-        return self._note(settings) | {"crop": crop, "folder": str(settings.folder or "")}
-
-    def _note(self, settings: Settings) -> dict[str, Any]:
-        return {"data": self.name, "split": self.held_out[0], "size": settings.image_size}
+        return {"crop": crop, "folder": str(settings.folder or "")}
 
     def cache_name(self, settings: Settings, split: str = "train") -> str | None:
         """What the captions' embeddings of a split are stored under; None: they are made anew every time."""
@@ -108,19 +98,17 @@ class Dataset:
 class Drawn(Dataset):
     """Mini birds: rendered when opened, of known truth."""
 
-    def _count(self, settings: Settings, split: str) -> int:
-        return settings.train_size if split == "train" else settings.test_size
-
     def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
-        return minibirds.build(split, self._count(settings, split), settings.image_size, settings.seed, progress)
+        count = settings.train_size if split == "train" else settings.test_size
+        return minibirds.build(split, count, settings.image_size, settings.seed, progress)
 
     def samples(self, settings: Settings, split: str, progress: bool) -> tuple[Samples, dict[str, Any]]:
-        count = self._count(settings, split)
+        count = settings.train_size if split == "train" else settings.test_size
         made = {"data": self.name, "count": count, "seed": settings.seed}
         return DrawnBirds(split, count, settings.image_size, settings.seed), made
 
-    def note(self, settings: Settings) -> dict[str, Any]:
-        return self._note(settings) | {"crop": "none", "count": settings.test_size, "seed": settings.seed}
+    def _shown(self, settings: Settings) -> dict[str, Any]:
+        return {"crop": "none", "count": settings.test_size, "seed": settings.seed}
 
     def cache_name(self, settings: Settings, split: str = "train") -> None:
         return None
@@ -138,14 +126,8 @@ class InShards(Dataset):
         raise DataError("data.name = 'shards' is in shards already: choose another data set or profile")
 
 
-DATASETS = {
-    one.name: one
-    for one in (
-        Drawn("minibirds", held_out=("seen", "test"), captions=SAMPLE_CAPTIONS, judged=True),
-        *map(Dataset, NAMES),
-        InShards("shards"),
-    )
-}
+MINIBIRDS = Drawn("minibirds", held_out=("seen", "test"), captions=SAMPLE_CAPTIONS, judged=True)
+DATASETS = {one.name: one for one in (MINIBIRDS, *map(Dataset, NAMES), InShards("shards"))}
 
 
 def dataset(name: str) -> Dataset:
@@ -155,14 +137,13 @@ def dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
+# ---------------------------------------------------------------- photographs in a folder
+
+
 def open_dataset(
-    name: str,
-    folder: str | Path | None = None,
-    split: str = "train",
-    image_size: int = 256,
-    progress: bool = True,
-    context_length: int = 77,
-) -> Photos:
+    name: str, folder: str | Path | None = None, split: str = "train", image_size: int = 256, progress: bool = True,
+    context_length: int = 77, warn: bool = True,
+) -> Photos:  # fmt: skip
     """Open a split: every file is looked at once, pictures are decoded later.
 
     The split is the data set's own (`<split>/filenames.pickle`, or the `split` of your own table). Without one it is
@@ -175,23 +156,13 @@ def open_dataset(
         split: "train" or "test".
         image_size: side of the pictures that `Photos.pixels` makes, pixels.
         context_length: tokens that CLIP reads; longer captions are counted.
-
-    Warns:
-        UserWarning: once, if anything is left out or longer than CLIP reads; once, if the split had to be made.
+        warn: whether to warn once, if anything is left out or longer than CLIP reads; it warns in any case if the
+            split had to be made.
 
     Raises:
         DataError: for an unknown name or split, a folder that is missing or laid out otherwise, a damaged list or
             table, or a split with no usable picture.
     """
-    photos = _open(name, folder, split, image_size, progress, context_length)
-    if photos.left_out or photos.cut:
-        warnings.warn(photos.summary(), stacklevel=2)
-    return photos
-
-
-def _open(
-    name: str, folder: str | Path | None, split: str, image_size: int, progress: bool, context_length: int
-) -> Photos:
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")
     if split not in SPLITS:
@@ -202,42 +173,38 @@ def _open(
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}. {expected(name)}")
     boxes = read_boxes(folder / "CUB_200_2011") if name in LAYOUTS and LAYOUTS[name].boxes else None
-    rows = list_rows(name, folder, split)
-    bad, cut = list[BadRow](), list[str]()
-
-    def usable() -> Iterator[Item]:
-        for row in tqdm(rows, desc=f"{name} {split}", disable=not progress):
-            try:
-                item = _open_row(row, boxes)
-            except BadRow as error:
-                bad.append(error)
-                continue
-            cut.extend(item.key for caption in item.captions if _is_cut(caption, context_length))
-            yield item
-
+    rows = tqdm(list_rows(name, folder, split), desc=f"{name} {split}", disable=not progress)
+    bad: list[BadRow] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are left out and counted
-        photos = Photos(name, split, folder, image_size, passing_index(usable()))
-    photos.cut = cut
+        photos = Photos(name, split, folder, image_size, passing_index(_usable(rows, boxes, bad)))
     for error in bad:
         photos.leave_out(error)
+    photos.cut = [item.key for item in photos.items for caption in item.captions if _is_cut(caption, context_length)]
     if not len(photos):
         raise DataError(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
+    if warn and (photos.left_out or photos.cut):
+        warnings.warn(photos.summary(), stacklevel=2)
     return photos
 
 
-def _open_row(row: Row, boxes: dict[str, Box] | None) -> Item:
-    check_key(row.key)
-    path = find_image(row)
-    captions = stripped(row.captions, row.key) if isinstance(row.captions, tuple) else read_captions(row.captions)
-    size, mode = read_header(path)
-    box = None
-    if boxes is not None:
-        box = boxes.get(without_suffix(row.key))
-        if box is None:
-            raise BadRow("no bounding box", path)
-        square_around(box, size, path)  # only to see that it can be cut out
-    return Item(row.key, path, captions, box, size=size, mode=mode)
+def _usable(rows: Iterable[Row], boxes: dict[str, Box] | None, bad: list[BadRow]) -> Iterator[Item]:
+    """The rows whose files are there and can be read; the errors of the others go to `bad`."""
+    for row in rows:
+        try:
+            check_key(row.key)
+            path, texts = find_image(row), row.captions
+            captions = stripped(texts, row.key) if isinstance(texts, tuple) else read_captions(texts)
+            size, mode = read_header(path)
+            box = None
+            if boxes is not None:
+                if (box := boxes.get(without_suffix(row.key))) is None:
+                    raise BadRow("no bounding box", path)
+                square_around(box, size, path)  # only to see that it can be cut out
+        except BadRow as error:
+            bad.append(error)
+        else:
+            yield Item(row.key, path, captions, box, size=size, mode=mode)
 
 
 def _is_cut(caption: str, context_length: int) -> bool:
@@ -261,15 +228,9 @@ def _tokenizer() -> Any:
 
 
 def describe(
-    name: str,
-    folder: str | Path | None = None,
-    splits: Sequence[str] = SPLITS,
-    image_size: int = 128,
-    sheet: str | Path | None = None,
-    check: bool = False,
-    progress: bool = True,
-    context_length: int = 77,
-) -> dict[str, Any]:
+    name: str, folder: str | Path | None = None, splits: Sequence[str] = SPLITS, image_size: int = 128,
+    sheet: str | Path | None = None, check: bool = False, progress: bool = True, context_length: int = 77,
+) -> dict[str, Any]:  # fmt: skip
     """Print what a data set holds, and draw a sheet of its pictures with a caption each.
 
     Args:
@@ -285,7 +246,7 @@ def describe(
     Raises:
         DataError: as `open_dataset` does.
     """
-    opened = [_open(name, folder, split, image_size, progress, context_length) for split in splits]
+    opened = [open_dataset(name, folder, split, image_size, progress, context_length, warn=False) for split in splits]
     if check:
         for photos in opened:
             photos.check(progress)

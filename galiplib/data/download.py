@@ -63,82 +63,37 @@ class Source:
     target: str = r"\1"
 
 
-def _drive(file_id: str, resource_key: str = "") -> str:
-    key = f"&resourcekey={resource_key}" if resource_key else ""  # files shared before September 2021 need one
-    return f"https://drive.usercontent.google.com/download?id={file_id}{key}&export=download&confirm=t"
-
-
+DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+COCO = "http://images.cocodataset.org/zips/"  # its https certificate names another host
 METADATA = ("text", "train/filenames.pickle", "test/filenames.pickle")
 SOURCES: dict[str, tuple[Source, ...]] = {
     "birds": (
-        Source(
-            _drive("1I6ybkR7L64K8hZOraEZDuHh0cCJw5OUj"),
-            "birds_metadata.zip",
-            METADATA,
-            members=r"(?!__MACOSX/)(?:birds/)?(.+)",
-        ),
-        Source(
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-            "CUB_200_2011.tgz",
-            ("CUB_200_2011",),
-            "97eceeb196236b17998738112f37df78",
-            r"(CUB_200_2011/.+)",
-        ),
+        Source(f"{DRIVE}1I6ybkR7L64K8hZOraEZDuHh0cCJw5OUj", "birds_metadata.zip", METADATA,
+               members=r"(?!__MACOSX/)(?:birds/)?(.+)"),
+        Source("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "CUB_200_2011.tgz",
+               ("CUB_200_2011",), "97eceeb196236b17998738112f37df78", r"(CUB_200_2011/.+)"),
     ),
-    "flowers": (
-        Source(
-            _drive("0B0ywwgffWnLLcms2WWJQRFNSWXM", "0-Av8zFbeDDvNcF1sSjDR32w"),
-            "cvpr2016_flowers.tar.gz",
-            ("text",),
-            members=r".*text_c10/class_\d+/(image_\d+\.txt)",
-            target=r"text/\1",
-        ),
-        Source(
-            "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",
-            "102flowers.tgz",
-            ("images",),
-            "52808999861908f626f3c1f4e79d11fa",
-            r"jpg/(.+)",
-            r"images/\1",
-        ),
+    "flowers": (  # shared before September 2021: needs a resource key
+        Source(f"{DRIVE}0B0ywwgffWnLLcms2WWJQRFNSWXM&resourcekey=0-Av8zFbeDDvNcF1sSjDR32w", "cvpr2016_flowers.tar.gz",
+               ("text",), members=r".*text_c10/class_\d+/(image_\d+\.txt)", target=r"text/\1"),
+        Source("https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz", "102flowers.tgz",
+               ("images",), "52808999861908f626f3c1f4e79d11fa", r"jpg/(.+)", r"images/\1"),
     ),
     "faces": (
-        Source(
-            _drive("0B7EVK8r0v71pZjFTYXZWM3FlRnM", "0-dYn9z10tMJOBAkviAcfdyQ"),
-            "img_align_celeba.zip",
-            ("images",),
-            "00d2c5bc6d35e252742224ab0c1e8fcb",
-            r"img_align_celeba/(.+)",
-            r"images/\1",
-        ),
+        Source(f"{DRIVE}0B7EVK8r0v71pZjFTYXZWM3FlRnM&resourcekey=0-dYn9z10tMJOBAkviAcfdyQ", "img_align_celeba.zip",
+               ("images",), "00d2c5bc6d35e252742224ab0c1e8fcb", r"img_align_celeba/(.+)", r"images/\1"),
     ),
     "coco": (
-        Source(
-            _drive("15Fw-gErCEArOFykW3YTnLKpRcPgI_3AB"),
-            "coco_metadata.zip",
-            METADATA,
-            members=r"(?!__MACOSX/)(?:coco/)?(.+)",
-        ),
-        Source(
-            "http://images.cocodataset.org/zips/val2014.zip",  # its https certificate names another host
-            "val2014.zip",
-            ("images/val2014",),
-            "a3d79f5ed8d289b7a7554ce06a5782b3",
-            r"(val2014/.+)",
-            r"images/\1",
-        ),
-        Source(
-            "http://images.cocodataset.org/zips/train2014.zip",
-            "train2014.zip",
-            ("images/train2014",),
-            "0da8c0bd3d6becc4dcb32757491aca88",
-            r"(train2014/.+)",
-            r"images/\1",
-        ),
+        Source(f"{DRIVE}15Fw-gErCEArOFykW3YTnLKpRcPgI_3AB", "coco_metadata.zip", METADATA,
+               members=r"(?!__MACOSX/)(?:coco/)?(.+)"),
+        Source(f"{COCO}val2014.zip", "val2014.zip",
+               ("images/val2014",), "a3d79f5ed8d289b7a7554ce06a5782b3", r"(val2014/.+)", r"images/\1"),
+        Source(f"{COCO}train2014.zip", "train2014.zip",
+               ("images/train2014",), "0da8c0bd3d6becc4dcb32757491aca88", r"(train2014/.+)", r"images/\1"),
     ),
     "cc3m": (),
     "cc12m": (),
-}
+}  # fmt: skip
 
 CONCEPTUAL = """there is no archive of {name}: Google publishes captions and the addresses of the pictures only.
 1. Fetch the table {table}, and put the line {header!r} (a tab between) above it.
@@ -146,25 +101,19 @@ CONCEPTUAL = """there is no archive of {name}: Google publishes captions and the
 --caption_col caption --output_format files --output_folder {name} --image_size 256 \
 --resize_mode keep_ratio
 3. Place pictures as {images} and captions as {text}; or open img2dataset's folder as it is, as data set 'folder'."""
-BY_HAND: dict[str, str] = {
+BY_HAND = {
     "faces": "the captions of faces (RATLIP's CelebA-tiny) and their split have no public link that we know; only the "
     "pictures of CelebA are fetched. Place captions, one a line, as {folder}/text/<key>.txt for {folder}/images/"
     "<key>.jpg, and the lists of keys, if you have them, as {folder}/train/filenames.pickle and test/filenames.pickle",
     "cc3m": CONCEPTUAL.format(
-        name="cc3m",
-        table="https://ai.google.com/research/ConceptualCaptions/download as cc3m.tsv",
-        header="caption\turl",
-        images="{folder}/images/train/<key>.jpg",
-        text="{folder}/text/train/<key>.txt",
+        name="cc3m", table="https://ai.google.com/research/ConceptualCaptions/download as cc3m.tsv",
+        header="caption\turl", images="{folder}/images/train/<key>.jpg", text="{folder}/text/train/<key>.txt",
     ),
     "cc12m": CONCEPTUAL.format(
-        name="cc12m",
-        table="https://storage.googleapis.com/conceptual_12m/cc12m.tsv",
-        header="url\tcaption",
-        images="{folder}/images/<key>.jpg",
-        text="{folder}/text/<key>.txt",
+        name="cc12m", table="https://storage.googleapis.com/conceptual_12m/cc12m.tsv",
+        header="url\tcaption", images="{folder}/images/<key>.jpg", text="{folder}/text/<key>.txt",
     ),
-}
+}  # fmt: skip
 
 
 def download(name: str, folder: str | Path | None = None, progress: bool = True) -> Path:

@@ -116,7 +116,7 @@ def _keys(name: str, folder: Path, split: str, roots: list[Path]) -> list[str]:
         keys = [key for key in keys if (group(key) in tested) == (split == "test")]
         how = f"a {'quarter of the classes' if layout.boxes else 'tenth of the pictures'} is for testing"
     message = f"there is no {lists[split]}: the split is made here ({how}) and is not the literature's"
-    warnings.warn(message, stacklevel=5)  # at whoever called `open_dataset` or `describe`
+    warnings.warn(message, stacklevel=4)  # at whoever called `open_dataset`
     return keys
 
 

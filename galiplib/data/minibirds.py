@@ -20,23 +20,13 @@ from PIL import Image, ImageDraw
 from .batches import Source
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 40, 40),
-    "orange": (250, 140, 22),
-    "yellow": (252, 220, 50),
-    "green": (34, 150, 58),
-    "blue": (36, 88, 214),
-    "purple": (128, 50, 170),
-    "pink": (255, 150, 190),
-    "brown": (122, 74, 38),
-    "black": (34, 34, 40),
-    "white": (248, 248, 248),
-}
+    "red": (214, 40, 40), "orange": (250, 140, 22), "yellow": (252, 220, 50), "green": (34, 150, 58),
+    "blue": (36, 88, 214), "purple": (128, 50, 170), "pink": (255, 150, 190), "brown": (122, 74, 38),
+    "black": (34, 34, 40), "white": (248, 248, 248),
+}  # fmt: skip
 BEAK_COLOURS: dict[str, tuple[int, int, int]] = {
-    "yellow": (250, 205, 30),
-    "red": (205, 45, 35),
-    "black": (40, 40, 45),
-    "grey": (150, 150, 155),
-}
+    "yellow": (250, 205, 30), "red": (205, 45, 35), "black": (40, 40, 45), "grey": (150, 150, 155),
+}  # fmt: skip
 #: background -> the phrase that captions use for it (no colour words: those belong to the bird)
 PLACES = {"sky": "in the sky", "meadow": "in a meadow", "snow": "in the snow", "sunset": "at sunset"}
 
@@ -93,47 +83,18 @@ def random_bird(rng: random.Random, held_out: bool = False) -> Bird:
 SUPERSAMPLE = 4
 # Outlines in bird coordinates: x to the right (the way it faces), y down, about one unit long; splines go through them.
 _BODY = [
-    (-0.47, 0.02),
-    (-0.30, -0.10),
-    (-0.12, -0.20),
-    (0.08, -0.26),
-    (0.17, -0.38),
-    (0.31, -0.42),
-    (0.43, -0.34),
-    (0.45, -0.22),
-    (0.39, -0.10),
-    (0.36, 0.05),
-    (0.26, 0.22),
-    (0.06, 0.32),
-    (-0.14, 0.28),
-    (-0.30, 0.16),
-]
+    (-0.47, 0.02), (-0.30, -0.10), (-0.12, -0.20), (0.08, -0.26), (0.17, -0.38), (0.31, -0.42), (0.43, -0.34),
+    (0.45, -0.22), (0.39, -0.10), (0.36, 0.05), (0.26, 0.22), (0.06, 0.32), (-0.14, 0.28), (-0.30, 0.16),
+]  # fmt: skip
 _TAIL = [(-0.36, -0.08), (-0.62, -0.16), (-0.72, -0.10), (-0.70, 0.02), (-0.56, 0.10), (-0.34, 0.12)]
 _BELLY = [
-    (0.38, -0.08),
-    (0.35, 0.06),
-    (0.25, 0.21),
-    (0.06, 0.305),
-    (-0.13, 0.265),
-    (-0.21, 0.19),
-    (-0.06, 0.17),
-    (0.10, 0.10),
-    (0.20, -0.02),
-    (0.27, -0.13),
-    (0.34, -0.14),
-]
+    (0.38, -0.08), (0.35, 0.06), (0.25, 0.21), (0.06, 0.305), (-0.13, 0.265), (-0.21, 0.19), (-0.06, 0.17),
+    (0.10, 0.10), (0.20, -0.02), (0.27, -0.13), (0.34, -0.14),
+]  # fmt: skip
 _WING = [
-    (0.16, -0.13),
-    (0.17, 0.00),
-    (0.08, 0.10),
-    (-0.10, 0.14),
-    (-0.32, 0.13),
-    (-0.50, 0.07),
-    (-0.36, -0.02),
-    (-0.22, -0.12),
-    (-0.04, -0.20),
-    (0.08, -0.20),
-]
+    (0.16, -0.13), (0.17, 0.00), (0.08, 0.10), (-0.10, 0.14), (-0.32, 0.13), (-0.50, 0.07), (-0.36, -0.02),
+    (-0.22, -0.12), (-0.04, -0.20), (0.08, -0.20),
+]  # fmt: skip
 _FEATHERS = [[(0.06, 0.04), (-0.16, 0.08), (-0.36, 0.075)], [(0.07, -0.05), (-0.12, 0.00), (-0.30, 0.01)]]
 
 
@@ -261,17 +222,10 @@ def render(bird: Bird, pose: int, size: int = 56) -> np.ndarray:
 
 # What a caption names, over the ten captions of an image: from all three colours down to a single attribute.
 _MENTIONS = (
-    ("body", "wing", "belly"),
-    ("body", "wing", "belly", "background"),
-    ("body", "wing", "belly", "beak", "size"),
-    ("body", "wing"),
-    ("body", "belly", "background"),
-    ("wing", "belly", "beak"),
-    ("body",),
-    ("wing",),
-    ("belly",),
+    ("body", "wing", "belly"), ("body", "wing", "belly", "background"), ("body", "wing", "belly", "beak", "size"),
+    ("body", "wing"), ("body", "belly", "background"), ("wing", "belly", "beak"), ("body",), ("wing",), ("belly",),
     ("background", "size"),
-)
+)  # fmt: skip
 
 
 def caption(bird: Bird, mention: tuple[str, ...], rng: random.Random) -> str:

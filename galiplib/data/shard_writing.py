@@ -2,7 +2,7 @@
 
 <out>/<split>/00000.tar, ...   key.json {"key": name in the data set, "captions": [...]}, key.jpg or key.png
 <out>/<split>/manifest.json    what they were made from; pictures, captions, bytes, SHA-256 of each shard
-<out>/<split>/index/           where everything lies in them (`shard_index`), the captions' embeddings
+<out>/<split>/index/           where everything lies in them (`index`), the captions' embeddings
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,14 +27,14 @@ from webdataset import TarWriter
 from ..files import write_atomically, write_json
 from . import BadRow, DataError, minibirds
 from .pictures import Photos
+from .shards import read_manifest
 
 JPEG_QUALITY = 95
 TOGETHER = 256  # samples that are drawn or decoded side by side
 PER_SHARD = 10_000  # as img2dataset
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One picture to write: its name in the data set, captions, and the bytes of its file."""
 
     key: str
@@ -68,8 +67,7 @@ class DrawnBirds:
     suffix, drawn = "png", False
 
     def __init__(self, split: str, count: int, image_size: int, seed: int) -> None:
-        self.split, self.image_size = split, image_size
-        self.birds = minibirds.birds(split, count, seed)
+        self.split, self.image_size, self.birds = split, image_size, minibirds.birds(split, count, seed)
 
     def __len__(self) -> int:
         return len(self.birds)
@@ -98,11 +96,8 @@ class ResizedPhotos:
 
 def encoded(pixels: np.ndarray, suffix: str) -> bytes:
     """(H, W, 3) uint8 -> the bytes of a picture's file."""
-    stream = io.BytesIO()
-    if suffix == "jpg":
-        Image.fromarray(pixels).save(stream, "JPEG", quality=JPEG_QUALITY)
-    else:
-        Image.fromarray(pixels).save(stream, "PNG")
+    stream, options = io.BytesIO(), {"quality": JPEG_QUALITY} if suffix == "jpg" else {}
+    Image.fromarray(pixels).save(stream, "JPEG" if suffix == "jpg" else "PNG", **options)
     return stream.getvalue()
 
 
@@ -115,12 +110,13 @@ def write_shards(
         made: what the samples are made from: a folder with another such note is not written to.
 
     Raises:
-        DataError: if the folder holds something else, or no sample can be used.
+        DataError: if the folder holds something else, no sample can be used, or a shard is to have none.
         OSError: if the folder can't be written.
     """
+    if per_shard < 1:
+        raise DataError(f"a shard needs at least one picture, not {per_shard}")
     folder = Path(folder)
     path = folder / "manifest.json"
-    made = {**made, "per_shard": per_shard, "suffix": samples.suffix}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0).acquire()
@@ -129,15 +125,14 @@ def write_shards(
     except OSError as error:
         raise OSError(f"can't write {folder}: {error.strerror or error}") from None
     with lock:
-        manifest = _begun(path, made, samples)
-        starts = range(0, len(samples), per_shard)
+        manifest = _begun(path, {**made, "per_shard": per_shard, "suffix": samples.suffix}, samples)
         done = len(manifest["shards"])
         with tqdm(
             total=len(samples), initial=min(len(samples), done * per_shard), desc=f"shards {made.get('split', '')}",
             unit="picture", disable=not progress,
         ) as bar:  # fmt: skip
-            for number in range(done, len(starts)):
-                rows = range(starts[number], min(starts[number] + per_shard, len(samples)))
+            for number, start in list(enumerate(range(0, len(samples), per_shard)))[done:]:
+                rows = range(start, min(start + per_shard, len(samples)))
                 entry, left_out = _write_shard(samples, rows, folder / f"{number:05d}.tar", bar)
                 manifest["shards"].append(entry)
                 manifest["left_out"] = dict(Counter(manifest["left_out"]) + left_out)
@@ -156,23 +151,21 @@ def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]
             raise DataError(f"{other} is there, but no {path.name}: choose another folder, nothing is overwritten")
         about = {"format": 1, "galiplib": version("galiplib"), "image_size": samples.image_size, "drawn": samples.drawn}
         return {**about, "made": made, "complete": False, "left_out": {}, "shards": []}
-    try:
-        manifest = json.loads(path.read_text())
-        before, shards = manifest["made"], manifest["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): delete {path.parent} to make the shards anew") from None
-    if before != made:
-        unlike = [f"{key} ({before.get(key)!r}, now {made.get(key)!r})" for key in {**before, **made}
-                  if before.get(key) != made.get(key)]  # fmt: skip
-        raise DataError(f"{path} tells of other shards: {', '.join(unlike)}. Choose another folder, or delete it")
-    for entry in shards:
-        if not (path.parent / entry["name"]).is_file():
-            raise DataError(f"{path.parent / entry['name']} is missing, {path} lists it: bring it back, or delete "
-                            f"{path.parent} to make all anew")  # fmt: skip
+    manifest = read_manifest(path)
+    before = manifest["made"]
+    if unlike := [key for key in {**before, **made} if before.get(key) != made.get(key)]:
+        listed = ", ".join(f"{key} ({before.get(key)!r}, now {made.get(key)!r})" for key in unlike)
+        raise DataError(f"{path} tells of other shards: {listed}. Choose another folder, or delete it")
+    for name in (entry["name"] for entry in manifest["shards"]):
+        if not (path.parent / name).is_file():
+            raise DataError(
+                f"{path.parent / name} is missing, {path} lists it: bring it back, or delete {path.parent} to make all "
+                "anew"
+            )
     return manifest
 
 
-def _write_shard(samples: Samples, rows: range, path: Path, bar: tqdm) -> tuple[dict[str, Any], Counter]:
+def _write_shard(samples: Samples, rows: range, path: Path, bar: tqdm) -> tuple[dict[str, Any], Counter[str]]:
     """Write one shard, whole or not at all -> its entry in the manifest; what was left out, reason -> how many."""
     counts, left_out = Counter(samples=0, captions=0), Counter[str]()
 
@@ -188,9 +181,7 @@ def _write_shard(samples: Samples, rows: range, path: Path, bar: tqdm) -> tuple[
                 counts.update(samples=1, captions=len(sample.captions))
 
     write_atomically(path, fill)
-    with open(path, "rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"name": path.name, **counts, "bytes": path.stat().st_size, "sha256": checksum}, left_out
+    return {"name": path.name, **counts, "bytes": path.stat().st_size, "sha256": _checksum(path)}, left_out
 
 
 def _prepared(samples: Samples, rows: range) -> Iterator[Sample | BadRow]:
@@ -205,6 +196,11 @@ def _prepared(samples: Samples, rows: range) -> Iterator[Sample | BadRow]:
             yield from pool.map(prepare, rows[start : start + TOGETHER])
 
 
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def check_shards(folder: str | Path, progress: bool = True) -> int:
     """Read all shards of a folder and compare their checksums with the manifests' -> how many shards there are.
 
@@ -214,16 +210,14 @@ def check_shards(folder: str | Path, progress: bool = True) -> int:
     manifests = sorted(Path(folder).glob("*/manifest.json"))
     if not manifests:
         raise DataError(f"{folder} holds no */manifest.json: only shards that `galip shards` made can be checked")
-    listed = [
-        (path.parent / entry["name"], entry["sha256"])
-        for path in manifests
-        for entry in json.loads(path.read_text())["shards"]
-    ]
+    listed = [(path.parent / entry["name"], entry["sha256"]) for path in manifests
+              for entry in read_manifest(path)["shards"]]  # fmt: skip
     for path, checksum in tqdm(listed, desc="checksums", unit="shard", disable=not progress):
         if not path.is_file():
             raise DataError(f"{path} is missing: bring it back, or make the shards anew")
-        with open(path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
-                raise DataError(f"{path} is not what was written, its checksum differs: delete it and the manifest's "
-                                "folder, and make the shards anew")  # fmt: skip
+        if _checksum(path) != checksum:
+            raise DataError(
+                f"{path} is not what was written, its checksum differs: delete it and the manifest's folder, and make "
+                "the shards anew"
+            )
     return len(listed)

@@ -125,7 +125,7 @@ def open_shards(
         raise DataError(f"unknown split {split!r} of shards: one of {', '.join(SPLITS)}")
     shards, whole = find_shards(str(folder), split)
     place = shards[0].parent
-    manifest = _manifest(place, shards)
+    manifest = _manifest(place)
     _check_finished(place, shards)
     default = "index" if "{" not in str(folder) else f"index of {shards[0].stem} to {shards[-1].stem}"
     own = index and Path(index) / ("" if whole else split)
@@ -173,28 +173,45 @@ def find_shards(folder: str, split: str) -> tuple[list[Path], bool]:
     return shards, True
 
 
-def _manifest(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
-    """What `galip shards` wrote about a folder, {} if it is not from there; raises DataError if it isn't so."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `galip shards` wrote about a folder; raises DataError if that can't be read."""
+    try:
+        manifest = json.loads(path.read_text())
+        return {**manifest, "made": dict(manifest["made"]), "shards": [dict(entry) for entry in manifest["shards"]],
+                "complete": bool(manifest["complete"])}  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}): delete it to read the shards as they are, or {path.parent} to make them "
+            "anew"
+        ) from None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, {} if `galip shards` didn't write there; raises DataError if it isn't so."""
     path = folder / "manifest.json"
     if not path.is_file():
         return {}
-    try:
-        manifest = json.loads(path.read_text())
-        sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
-        complete = manifest["complete"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): delete it to read the shards as they are") from None
-    if not complete:
+    manifest = read_manifest(path)
+    if not manifest["complete"]:
         raise DataError(f"{path}: the shards are not finished; the same `galip shards` command goes on")
-    there = {shard.name: shard for shard in folder.glob("*.tar")}
-    for name, size in sizes.items():
-        if name not in there:
-            raise DataError(f"{folder / name} is missing, {path} lists it: bring the shard back or make it anew")
-        if (found := there[name].stat().st_size) != size:
-            raise DataError(f"{folder / name} has {found:,} bytes, {path} says {size:,}: it is cut or another file")
-    if more := [shard for shard in shards if shard.name not in sizes]:
-        raise DataError(f"{more[0]} is not in {path}: it belongs to something else")
+    known = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+    _compare(list(folder.glob("*.tar")), known, path, f"delete {folder} to make all anew")
     return manifest
+
+
+def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: str) -> None:
+    """Raises DataError unless these are the shards that `path` lists, name -> bytes."""
+    there = {shard.name: shard for shard in shards}
+    for name, size in known.items():
+        if name not in there:
+            raise DataError(f"{shards[0].parent / name} is missing, {path} lists it: bring it back, or {remedy}")
+        if (found := there[name].stat().st_size) != size:
+            raise DataError(
+                f"{there[name]} has {found:,} bytes, {path} says {size:,}: it is cut or another file; bring the right "
+                f"one back, or {remedy}"
+            )
+    if new := [shard for shard in shards if shard.name not in known]:
+        raise DataError(f"{new[0]} is not in {path} ({len(new)} shards are new): take it away, or {remedy}")
 
 
 def _check_finished(folder: Path, shards: Sequence[Path]) -> None:
@@ -226,28 +243,10 @@ def open_index(shards: Sequence[Path], folder: Path, progress: bool = True) -> I
             if not path.is_file():
                 _build(shards, path, progress)
     index = Index(path, shards[0].parent)
-    _compare(shards, index.shards, path)
+    _compare(
+        shards, index.shards, path, f"delete {folder} to have all read in; a run that goes on then sees other batches"
+    )
     return index
-
-
-def _compare(shards: Sequence[Path], known: dict[str, int], path: Path) -> None:
-    names = {shard.name for shard in shards}
-    if missing := [name for name in known if name not in names]:
-        raise DataError(
-            f"{shards[0].parent / missing[0]} is missing (so are {len(missing)} of the {len(known)} shards in {path}): "
-            f"bring it back, or delete {path.parent} to go on with what is there"
-        )
-    if new := [shard for shard in shards if shard.name not in known]:
-        raise DataError(
-            f"{new[0]} is not in {path} ({len(new)} shards are new): delete {path.parent} to have them read in; a run "
-            "that goes on then sees other batches"
-        )
-    for shard in shards:
-        if (size := shard.stat().st_size) != known[shard.name]:
-            raise DataError(
-                f"{shard} has {size:,} bytes, {path} says {known[shard.name]:,}: it is cut or another file; bring the "
-                f"right one back, or delete {path.parent} if this one is right"
-            )
 
 
 def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
