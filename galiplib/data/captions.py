@@ -1,7 +1,7 @@
 """The one reader of captions: text with one a line, tables and JSON lines, in a folder or in a shard.
 
-Nothing here trusts a file. One that many pictures hang on raises `DataError` with file and line; one that spoils a
-single picture raises `BadRow`, which the caller may count and pass over.
+A file that many pictures hang on raises `DataError` with file and line; one that spoils a single picture raises
+`BadRow`, which the caller may count and pass over.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def captions_in(fields: Mapping[str, Any]) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else None
 
 
-def captions_of_json(content: bytes) -> list[str]:
-    """The captions in the bytes of a JSON object, not stripped; [] if it names none. Raises ValueError for no JSON."""
+def captions_of_json(content: bytes, where: str) -> list[str]:
+    """The captions in the bytes of a JSON object, not stripped; [] if it names none. Raises BadRow for no JSON."""
     try:
         fields = json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    except (ValueError, RecursionError):
+        raise BadRow("unreadable captions", where) from None
     return (isinstance(fields, dict) and captions_in(fields)) or []
 
 
@@ -103,14 +103,10 @@ def read_lines(path: Path, strict: bool = False) -> Iterator[tuple[int, str]]:
 def read_csv(
     path: Path, check: Callable[[list[str]], None], strict: bool = False
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a table; names of columns are stripped and in small letters.
+    """Line number and cells of each row of a table; raises DataError for too many cells or a quote that stays open.
 
     Args:
-        check: is given these names first, and raises if they won't do.
-        strict: as `open_text` takes it.
-
-    Raises:
-        DataError: for a row of more cells than there are columns, and for a quote that stays open.
+        check: is given the names of the columns, stripped and in small letters, and raises if they won't do.
     """
     with open_text(path, "", strict) as stream:
         reader = csv.DictReader(stream, restval="", strict=True)  # else a quote left open would swallow the rest
@@ -130,15 +126,7 @@ def read_csv(
 
 
 def read_json_lines(path: Path, form: str, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line that is not empty.
-
-    Args:
-        form: of a line, for the message.
-        strict: as `open_text` takes it.
-
-    Raises:
-        DataError: for a line that is no JSON object.
-    """
+    """Line number and object of each line that is not empty; raises DataError for one that is not of this form."""
     with open_text(path, "\n", strict) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():

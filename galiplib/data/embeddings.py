@@ -37,19 +37,23 @@ class TextEncoder(Protocol):
     def encode_text(self, tokens: Tensor) -> Tensor: ...
 
 
-def unique_captions(captions: Sequence[Sequence[str]]) -> list[str]:
+def unique_captions(captions: Iterable[Sequence[str]]) -> list[str]:
     """Every caption once, in the order of length: captions of a batch are then alike, and short ones cost less."""
     return sorted({text for texts in captions for text in texts}, key=lambda text: (len(text), text))
 
 
-@torch.no_grad()
+def digest_of(captions: Iterable[str]) -> str:
+    """A short hash of captions and their order."""
+    digest = hashlib.sha256()
+    for text in captions:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 def sentence_embeddings(
-    bridge: TextEncoder,
-    captions: Sequence[str],
-    name: str | None = None,
-    folder: str | Path = DEFAULT_FOLDER,
+    bridge: TextEncoder, captions: Sequence[str], name: str | None = None, folder: str | Path = DEFAULT_FOLDER,
     progress: Progress = iter,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """U captions -> their sentence embeddings (U, E), float32; read-only and memory-mapped if they have a name.
 
     Args:
@@ -68,16 +72,10 @@ def sentence_embeddings(
     return np.memmap(path, dtype=np.float32, mode="r", shape=(len(captions), bridge.embed_dim))
 
 
-@torch.no_grad()
 def embeddings_file(
-    bridge: TextEncoder,
-    captions: Sequence[str],
-    name: str,
-    folder: str | Path,
-    progress: Progress,
-    digest: str,
+    bridge: TextEncoder, captions: Sequence[str], name: str, folder: str | Path, progress: Progress, digest: str,
     window: int | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """The file of the embeddings (U, E) of captions that may lie on disk themselves; arguments as above.
 
     Args:
@@ -114,6 +112,7 @@ def _write(bridge: TextEncoder, captions: Sequence[str], path: Path, progress: P
     os.replace(part, path)
 
 
+@torch.no_grad()
 def _encode(bridge: TextEncoder, captions: Sequence[str]) -> np.ndarray:
     tokens = bridge.tokenize(captions).to(bridge.pixel_mean.device)
     return bridge.encode_text(tokens).float().cpu().numpy()
@@ -130,32 +129,17 @@ def _text_encoder(bridge: TextEncoder) -> str:
     return digest.hexdigest()[:12]
 
 
-def digest_of(captions: Sequence[str]) -> str:
-    """A short hash of captions and their order."""
-    digest = hashlib.sha256()
-    for text in captions:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:12]
-
-
 class Table:
     """Rows of numbers in a file. Not memory-mapped: the pages of a map count as the process's memory once touched.
 
     Args:
-        path: of the float32 numbers, row after row.
-        columns: numbers in a row.
-        rows: how many there must be.
-
-    Raises:
-        DataError: if the file is of another size.
+        path: of the float32 numbers, `rows` rows of `columns`; raises DataError if it is of another size.
     """
 
     def __init__(self, path: Path, columns: int, rows: int) -> None:
         self.path, self.columns, self.row_bytes = path, columns, 4 * columns
-        if (found := path.stat().st_size) != rows * self.row_bytes:
-            raise DataError(
-                f"{path} has {found:,} bytes, not {rows * self.row_bytes:,}: delete it to have it made again"
-            )
+        if (found := path.stat().st_size) != (size := rows * self.row_bytes):
+            raise DataError(f"{path} has {found:,} bytes, not {size:,}: delete it to have it made again")
 
     def __getitem__(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Row numbers (B,) -> (B, columns)."""

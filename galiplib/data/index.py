@@ -7,7 +7,6 @@ files, which takes longer, lies beside them and is made once.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 
 from . import DataError
 from .decoding import Box
+from .embeddings import digest_of
 
 T = TypeVar("T")
 AT_ONCE = 1024  # rows that are read together where all are asked for
@@ -108,10 +108,8 @@ class Writer:
 
     def finish(self) -> None:
         """Note the digest, which says that the index is whole, and close it."""
-        digest = hashlib.sha256()
-        for (caption,) in self.database.execute("SELECT caption FROM captions ORDER BY place"):
-            digest.update(caption.encode() + b"\0")
-        self.database.execute("INSERT INTO about VALUES (?)", (digest.hexdigest()[:12],))
+        captions = self.database.execute("SELECT caption FROM captions ORDER BY place")
+        self.database.execute("INSERT INTO about VALUES (?)", (digest_of(caption for (caption,) in captions),))
         self.database.commit()
         self.database.close()
 

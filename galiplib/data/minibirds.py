@@ -7,6 +7,7 @@ al., 2016). Every picture comes from a `Bird`, so "does the picture follow the c
 from __future__ import annotations
 
 import math
+import pickle
 import random
 import re
 from collections.abc import Sequence
@@ -109,12 +110,6 @@ def _spline(points: tuple[tuple[float, float], ...], steps: int = 6) -> np.ndarr
     return curve.reshape(-1, 2)
 
 
-def _gradient(size: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
-    ramp = np.linspace(0, 1, size)[:, None, None]
-    pixels = np.asarray(top) * (1 - ramp) + np.asarray(bottom) * ramp
-    return Image.fromarray(np.broadcast_to(pixels, (size, size, 3)).astype(np.uint8).copy())
-
-
 _SKIES = {
     "sky": ((96, 170, 236), (196, 228, 250)),
     "meadow": ((176, 220, 236), (216, 238, 214)),
@@ -127,7 +122,9 @@ _VARIANTS = 24  # scenery is drawn once per variant and reused: it is the slow p
 @cache
 def _scenery(background: str, variant: int, size: int) -> Image.Image:
     rng = random.Random(f"{background}-{variant}")
-    picture = _gradient(size, *_SKIES[background])
+    (top, bottom), ramp = np.array(_SKIES[background]), np.linspace(0, 1, size)[:, None, None]  # from top to bottom
+    sky = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (size, size, 3))
+    picture = Image.fromarray(sky.astype(np.uint8).copy())
     draw = ImageDraw.Draw(picture)
 
     def blob(x: float, y: float, rx: float, ry: float, fill: tuple[int, int, int]) -> None:
@@ -354,26 +351,19 @@ def write_cub(folder: str | Path, counts: dict[str, int], size: int = 256, seed:
     (a caption a line) and `{train,test}/filenames.pickle` (a list of `<class>/<name>`). The class is the body colour.
     `seen` birds are written among the test files' siblings as `seen/filenames.pickle`.
     """
-    import pickle
-
     folder = Path(folder)
-    root = folder / "CUB_200_2011"
-    names_of_all, boxes = [], []
+    root, keys = folder / "CUB_200_2011", list[str]()
     for split, count in counts.items():
-        keys = []
         for index, (bird, pose) in enumerate(birds(split, count, seed)):
             kind = f"{list(COLOURS).index(bird.body) + 1:03d}.{bird.body.title()}_Bird"
-            key = f"{kind}/{split}_{index:05d}"
-            for path in (root / "images" / f"{key}.jpg", folder / "text" / f"{key}.txt"):
+            keys.append(f"{kind}/{split}_{index:05d}")
+            picture, text = root / "images" / f"{keys[-1]}.jpg", folder / "text" / f"{keys[-1]}.txt"
+            for path in (picture, text):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(render(bird, pose, size)).save(root / "images" / f"{key}.jpg", quality=95)
-            (folder / "text" / f"{key}.txt").write_text("\n".join(captions(bird, pose)) + "\n")
-            keys.append(key)
-            names_of_all.append(f"{key}.jpg")
-            boxes.append((0.08 * size, 0.10 * size, 0.84 * size, 0.80 * size))
+            Image.fromarray(render(bird, pose, size)).save(picture, quality=95)
+            text.write_text("\n".join(captions(bird, pose)) + "\n")
         (folder / split).mkdir(parents=True, exist_ok=True)
-        (folder / split / "filenames.pickle").write_bytes(pickle.dumps(keys, protocol=2))
-    (root / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names_of_all, 1)))
-    (root / "bounding_boxes.txt").write_text(
-        "".join(f"{i} {x:.1f} {y:.1f} {w:.1f} {h:.1f}\n" for i, (x, y, w, h) in enumerate(boxes, 1))
-    )
+        (folder / split / "filenames.pickle").write_bytes(pickle.dumps(keys[-count:], protocol=2))
+    box = " ".join(f"{share * size:.1f}" for share in (0.08, 0.10, 0.84, 0.80))
+    (root / "images.txt").write_text("".join(f"{i} {key}.jpg\n" for i, key in enumerate(keys, 1)))
+    (root / "bounding_boxes.txt").write_text("".join(f"{i} {box}\n" for i in range(1, len(keys) + 1)))

@@ -339,11 +339,7 @@ def _captions(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], whe
         return stream.read() if stream else b""
 
     if "json" in members:
-        try:
-            found = captions_of_json(content("json"))
-        except ValueError:
-            raise BadRow("unreadable captions", where) from None
-        if found:
+        if found := captions_of_json(content("json"), where):
             return stripped(found, where)
     if "txt" in members:
         return captions_of(content("txt"), where)
