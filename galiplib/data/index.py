@@ -89,11 +89,15 @@ class Rows(Sequence[T]):
 
 
 class Writer:
-    """Fills the file of an index, or goes on filling it after an interruption; what isn't committed is not there."""
+    """Fills the file of an index, or goes on filling it after an interruption; what isn't committed is not there.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        passing: the file need not survive an interruption.
+    """
+
+    def __init__(self, path: Path, passing: bool = False) -> None:
         self.database = sqlite3.connect(path)
-        self.database.executescript(SCHEMA)
+        self.database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" * passing + SCHEMA)
         self.pictures, self.captions = (
             self.database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("pictures", "captions")
         )
@@ -205,8 +209,7 @@ def passing_index(items: Iterable[Item]) -> Index:
     os.close(handle)
     path = Path(name)
     try:
-        writer = Writer(path)
-        writer.database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+        writer = Writer(path, passing=True)
         for item in items:
             writer.add(item)
         writer.finish()

@@ -223,10 +223,9 @@ def list_images(folder: Path) -> list[str]:
 def find_image(row: Row) -> Path:
     """The file of a row's picture: as named, or with one of `SUFFIXES`; raises BadRow if there is none."""
     for base in row.bases:
-        named = [base] if base.name.lower().endswith(SUFFIXES) else []
-        for path in [*named, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)]:
-            if os.path.isfile(path):  # never raises, however odd the name
-                return path
+        for suffix in ("", *SUFFIXES) if base.name.lower().endswith(SUFFIXES) else SUFFIXES:
+            if os.path.isfile(f"{base}{suffix}"):  # never raises, however odd the name
+                return base.with_name(base.name + suffix)
     raise BadRow("missing image", row.bases[0])
 
 
