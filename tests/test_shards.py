@@ -21,7 +21,7 @@ import webdataset
 
 from galiplib.build import make_bridge, make_data, make_shards
 from galiplib.config import load_config
-from galiplib.data import DataError, minibirds, shard_writing
+from galiplib.data import DataError, minibirds, shard_writing, shards
 from galiplib.data.batches import TrainingData
 from galiplib.data.datasets import open_dataset
 from galiplib.data.embeddings import sentence_embeddings
@@ -371,6 +371,28 @@ def test_shards_that_come_or_go_after_the_index_are_named(tmp_path):
     (tmp_path / "00000.tar").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="00000.tar is missing, .*bring it back"):
         opened(tmp_path, size=8)
+
+
+@pytest.mark.filterwarnings("ignore:.*for testing")
+def test_an_interrupted_index_goes_on(tmp_path, monkeypatch):
+    write_like_img2dataset(tmp_path, 3, 12)
+    scan, scanned, stops = shards.scan, [], [2]
+
+    def stop_in_the_third(path, left_out):
+        scanned.append(path.name)
+        for number, item in enumerate(scan(path, left_out)):
+            if number == 5 and stops and len(scanned) > stops[0]:
+                stops.clear()
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(shards, "scan", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path, size=8)
+    assert not (tmp_path / "index" / "index.sqlite").exists()
+    texts = list(opened(tmp_path, size=8).captions)
+    assert scanned == ["00000.tar", "00001.tar", "00002.tar", "00002.tar"]
+    assert texts == [[f"picture number {row}"] for row in range(33)]
 
 
 @pytest.mark.filterwarnings("ignore:.*for testing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -174,13 +174,24 @@ def open_dataset(
         raise DataError(f"there is no folder {folder}. {expected(name)}")
     boxes = read_boxes(folder / "CUB_200_2011") if name in LAYOUTS and LAYOUTS[name].boxes else None
     rows = tqdm(list_rows(name, folder, split), desc=f"{name} {split}", disable=not progress)
-    bad: list[BadRow] = []
+    bad, cut = list[BadRow](), list[str]()
+
+    def usable() -> Iterator[Item]:
+        for row in rows:
+            try:
+                item = _open_row(row, boxes)
+            except BadRow as error:
+                bad.append(error)
+                continue
+            cut.extend(item.key for caption in item.captions if _is_cut(caption, context_length))
+            yield item
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are left out and counted
-        photos = Photos(name, split, folder, image_size, passing_index(_usable(rows, boxes, bad)))
+        photos = Photos(name, split, folder, image_size, passing_index(usable()))
     for error in bad:
         photos.leave_out(error)
-    photos.cut = [item.key for item in photos.items for caption in item.captions if _is_cut(caption, context_length)]
+    photos.cut = cut
     if not len(photos):
         raise DataError(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
     if warn and (photos.left_out or photos.cut):
@@ -188,23 +199,16 @@ def open_dataset(
     return photos
 
 
-def _usable(rows: Iterable[Row], boxes: dict[str, Box] | None, bad: list[BadRow]) -> Iterator[Item]:
-    """The rows whose files are there and can be read; the errors of the others go to `bad`."""
-    for row in rows:
-        try:
-            check_key(row.key)
-            path, texts = find_image(row), row.captions
-            captions = stripped(texts, row.key) if isinstance(texts, tuple) else read_captions(texts)
-            size, mode = read_header(path)
-            box = None
-            if boxes is not None:
-                if (box := boxes.get(without_suffix(row.key))) is None:
-                    raise BadRow("no bounding box", path)
-                square_around(box, size, path)  # only to see that it can be cut out
-        except BadRow as error:
-            bad.append(error)
-        else:
-            yield Item(row.key, path, captions, box, size=size, mode=mode)
+def _open_row(row: Row, boxes: dict[str, Box] | None) -> Item:
+    check_key(row.key)
+    path, texts, box = find_image(row), row.captions, None
+    captions = stripped(texts, row.key) if isinstance(texts, tuple) else read_captions(texts)
+    size, mode = read_header(path)
+    if boxes is not None:
+        if (box := boxes.get(without_suffix(row.key))) is None:
+            raise BadRow("no bounding box", path)
+        square_around(box, size, path)  # only to see that it can be cut out
+    return Item(row.key, path, captions, box, size=size, mode=mode)
 
 
 def _is_cut(caption: str, context_length: int) -> bool:

@@ -199,9 +199,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _name(shard: Path, shards: Sequence[Path]) -> str:
+    """What an index calls a shard: its name, or the way to it from the first one's folder."""
+    return Path(os.path.relpath(shard, shards[0].parent)).as_posix()
+
+
 def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: str) -> None:
     """Raises DataError unless these are the shards that `path` lists, name -> bytes."""
-    there = {shard.name: shard for shard in shards}
+    there = {_name(shard, shards): shard for shard in shards}
     for name, size in known.items():
         if name not in there:
             raise DataError(f"{shards[0].parent / name} is missing, {path} lists it: bring it back, or {remedy}")
@@ -210,7 +215,7 @@ def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: 
                 f"{there[name]} has {found:,} bytes, {path} says {size:,}: it is cut or another file; bring the right "
                 f"one back, or {remedy}"
             )
-    if new := [shard for shard in shards if shard.name not in known]:
+    if new := [shard for name, shard in there.items() if name not in known]:
         raise DataError(f"{new[0]} is not in {path} ({len(new)} shards are new): take it away, or {remedy}")
 
 
@@ -256,10 +261,10 @@ def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
         with closing(writer.database):
             for shard in tqdm(shards[done:], desc="index of the shards", unit="shard", disable=not progress):
                 left_out: Counter[str] = Counter()
-                size, where = _check_end(shard), Path(os.path.relpath(shard, shards[0].parent))
+                size, name = _check_end(shard), _name(shard, shards)
                 for item in scan(shard, left_out):
-                    writer.add(replace(item, image=where))
-                writer.database.execute("INSERT INTO shards VALUES (?,?)", (shard.name, size))
+                    writer.add(replace(item, image=Path(name)))
+                writer.database.execute("INSERT INTO shards VALUES (?,?)", (name, size))
                 writer.database.executemany("INSERT INTO left_out VALUES (?,?)", left_out.items())
                 writer.database.commit()
             if not writer.pictures:
@@ -280,12 +285,12 @@ def _begun(part: Path, shards: Sequence[Path]) -> tuple[Writer, int]:
     try:
         writer = Writer(part)
         done = writer.database.execute("SELECT name, bytes FROM shards ORDER BY rowid").fetchall()
-        if done == [(shard.name, shard.stat().st_size) for shard in shards[: len(done)]]:
+        if done == [(_name(shard, shards), shard.stat().st_size) for shard in shards[: len(done)]]:
             return writer, len(done)
         writer.database.close()
     except (sqlite3.Error, OSError):
         pass
-    part.unlink()
+    part.unlink(missing_ok=True)
     return Writer(part), 0
 
 
