@@ -33,7 +33,7 @@ CLIP_EMBED = 512  # ViT-B/32
 UTILISATION = 0.25  # assumed: share of the peak that this training reaches
 LINK_SHARE = 0.7  # assumed: share of a link's speed that an all-reduce reaches
 LATENCY = 5e-6  # assumed: seconds that each hop of a bucket takes beside its bytes
-BUCKET = 25 * 2**20  # bytes; DDP's default
+BUCKET = 25 * 2**20  # bytes; `distributed.BUCKET`, and DDP's default
 NODE = 8  # GPUs of a machine
 
 
@@ -81,8 +81,8 @@ def all_reduce(size: float, gpus: int, links: Links) -> float:
 def step_seconds(pieces: dict[str, Any], gpu: Gpu, links: Links, gpus: int, batch: int, overlap: bool) -> float:
     """Seconds of a step with `batch` pictures a GPU: computing, and as much of the two all-reduces as shows.
 
-    With overlap, a gradient travels while those of earlier layers are computed: what is longer than its backward pass
-    shows, and always the last bucket.
+    With overlap, as DDP has it, a gradient travels while those of earlier layers are computed: what is longer than its
+    backward pass shows, and always the last bucket. Without, as here, all of it shows.
     """
     speed = gpu.peak * UTILISATION
     seconds = batch * pieces["flops"]["step"] / speed

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..build import make_bridge, make_generator, make_system, with_own_clip
-from ..clip.bridge import CLIP
-from ..config import recorded_config
+from ..clip.bridge import CLIP, ClipBridge
+from ..config import Config, recorded_config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
 from .published import Published, check_format, import_reference, is_reference, their_optimizers
@@ -18,6 +18,7 @@ from .published import export_reference as write_reference
 from .store import FOLDER, KIND, Checkpoints
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_generator(
@@ -41,8 +42,10 @@ def load_generator(
         raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
     if theirs:
         return import_reference(path, clip_model, device, content).generator
-    (generator,) = _networks(path, content, ["ema" if ema else "generator"], clip_model, device)
-    return generator
+    bridge, config = _around(path, content, clip_model, device)
+    with torch.random.fork_rng(devices=[]):  # its first weights, which the file's replace, are drawn
+        generator = make_generator(bridge, config)
+    return _filled(generator, "ema" if ema else "generator", path, content, device)
 
 
 def load_discriminator(
@@ -64,8 +67,14 @@ def load_discriminator(
         return import_reference(path, clip_model, device, content).judges()
     if not _holds(content, "discriminator"):
         raise WeightsError(f"{path} holds a generator only: a run folder holds a discriminator")
-    discriminator, head = _networks(path, content, ["discriminator", "head"], clip_model, device)
-    return discriminator, head
+    bridge, config = _around(path, content, clip_model, device)
+    if not _holds(content, "head"):
+        raise WeightsError(f"{path} holds no head: a discriminator of {config.system} has none apart from itself")
+    with torch.random.fork_rng(devices=[]):
+        system = make_system(bridge, config)
+    discriminator, head = system.get_submodule("discriminator"), system.get_submodule("head")
+    _filled(discriminator, "discriminator", path, content, device)
+    return discriminator, _filled(head, "head", path, content, device)
 
 
 def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
@@ -125,18 +134,16 @@ def _holds(content: dict[str, Any], network: str) -> bool:
     return any(name.startswith(f"{network}.") for name in content["networks"])
 
 
-def _networks(
-    path: Path, content: dict[str, Any], names: list[str], clip_model: CLIP | None, device: str | torch.device
-) -> list[Any]:
-    """Networks of a checkpoint or export of ours, by name, made around the CLIP it names, in eval mode."""
+def _around(
+    path: Path, content: dict[str, Any], clip_model: CLIP | None, device: str | torch.device
+) -> tuple[ClipBridge, Config]:
+    """The CLIP that the networks of a checkpoint or export of ours are made around, and their configuration."""
     config, run = recorded_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent
-    bridge, made = make_bridge(with_own_clip(config, run), device, clip_model), []
-    with torch.random.fork_rng(devices=[]):  # their first weights, which the file's replace, are drawn
-        system = None if names == ["ema"] or names == ["generator"] else make_system(bridge, config)
-        generator = make_generator(bridge, config) if system is None else system.generator
-    for name in names:
-        module, prefix = getattr(system, name, generator), f"{name}."
-        tensors = {n.removeprefix(prefix): t for n, t in content["networks"].items() if n.startswith(prefix)}
-        fit(module, tensors, f"the {'generator' if name == 'ema' else name} in {path}")
-        made.append(module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False))
-    return made
+    return make_bridge(with_own_clip(config, run), device, clip_model), config
+
+
+def _filled(module: Network, name: str, path: Path, content: dict[str, Any], device: str | torch.device) -> Network:
+    """A network with its weights, in eval mode."""
+    tensors = {n.removeprefix(f"{name}."): t for n, t in content["networks"].items() if n.startswith(f"{name}.")}
+    fit(module, tensors, f"the {'generator' if name == 'ema' else name} in {path}")
+    return module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

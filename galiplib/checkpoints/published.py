@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ..build import make_generator
 from ..clip.bridge import CLIP, ClipBridge
-from ..config import Config, build_config
+from ..config import Config, GalipConfig, RatlipConfig, build_config
 from ..files import WeightsError, contents, fit, load_torch, state_dict, write_atomically
-from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator, Generator
+from ..system import TextToImage
+from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator
 
 # ---------------------------------------------------------------- what they call things
 
@@ -108,14 +109,14 @@ class Published:
 
     config: Config
     bridge: ClipBridge
-    generator: Generator
-    discriminator: FeatureDiscriminator | None = None
-    head: ConditionalHead | None = None
+    generator: TextToImage
+    discriminator: nn.Module | None = None
+    head: nn.Module | None = None
     unused: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     optimizers: dict[str, Any] = field(default_factory=dict)
 
-    def judges(self) -> tuple[FeatureDiscriminator, ConditionalHead]:
+    def judges(self) -> tuple[nn.Module, nn.Module]:
         """Discriminator and head. Raises WeightsError if there are none."""
         if self.discriminator is None or self.head is None:
             raise WeightsError("the authors' format holds a discriminator too: train or import one with it")
@@ -157,7 +158,7 @@ def import_reference(
     found.optimizers = content.get("optimizers", {})
     ours = {to_ours("netG", n): t for n, t in states["netG"].items() if not n.startswith(TOWER)}
     fit(found.generator, ours, f"netG of {path}")
-    if "netD" in states and "netC" in states:
+    if "netD" in states and "netC" in states and isinstance(config.model, GalipConfig):
         found.discriminator = FeatureDiscriminator(bridge, config.model)
         found.head = ConditionalHead(bridge, config.model)
         found.unused = {n: t for n, t in states["netD"].items() if UNUSED.match(n)}
@@ -174,7 +175,7 @@ def _configuration(path: str | Path, states: dict[str, dict[str, Tensor]]) -> Co
     netG = states["netG"]
     try:
         blocks = _count(netG, "GBlocks.")
-        model = {
+        model: dict[str, Any] = {
             "channels": netG["to_rgb.1.weight"].shape[1],
             "noise_dim": netG["fc_code.weight"].shape[1],
             "code_channels": netG["mapping.conv_fuse.weight"].shape[1],
@@ -285,14 +286,14 @@ def _tower(bridge: ClipBridge) -> dict[str, Tensor]:
 def check_format(config: Config) -> None:
     """Raises WeightsError for networks whose function the authors' code can't compute."""
     system, model = config.system, config.model
-    if system not in ("galip", "ratlip"):
+    if system not in ("galip", "ratlip") or not isinstance(model, GalipConfig):
         raise WeightsError(f"the authors' format of the system {system} is not known here: only GALIP's and RATLIP's")
     if model.smooth_shortcut or model.image_size != "reference":
         raise WeightsError(
             f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}: the authors' "
             "code knows only smooth_shortcut false and image_size 'reference'"
         )
-    if system == "ratlip" and (model.conditioning, model.attention) != ("recurrent-reference", True):
+    if isinstance(model, RatlipConfig) and (model.conditioning, model.attention) != ("recurrent-reference", True):
         raise WeightsError(
             f"model.conditioning = {model.conditioning!r} with model.attention = {model.attention} is neither GALIP "
             "('affine', false) nor published RATLIP ('recurrent-reference', true): the authors' code knows no other"
@@ -326,11 +327,12 @@ def _theirs(network: str, module: nn.Module, others: dict[str, Tensor]) -> dict[
     return {name: tensors[name].detach().cpu().contiguous() for name in _sorted(network, list(tensors))}
 
 
-def _made_up(discriminator: FeatureDiscriminator) -> dict[str, Tensor]:
+def _made_up(discriminator: nn.Module) -> dict[str, Tensor]:
     """Zeros for the shortcuts that their discriminator has and does not use."""
-    width = discriminator.state_dict()["reduce.residual.0.weight"].shape[1]
+    ours = discriminator.state_dict()
+    width = ours["reduce.residual.0.weight"].shape[1]
     return {
         f"DBlocks.{index}.conv_s.{name}": torch.zeros(shape)
-        for index in range(len(discriminator.collect))
+        for index in range(_count(ours, "collect."))
         for name, shape in (("weight", (width, width, 1, 1)), ("bias", (width,)))
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ class RunLog:
         for name in ("metrics", "evaluations"):
             if stream := self._streams.pop(name, None):
                 stream.close()
-            kept = [json.dumps(line) + "\n" for line in read_lines(self.files[name]) if line["step"] <= step]
-            if kept or self.files[name].is_file():
-                write_atomically(self.files[name], lambda stream, kept=kept: stream.write("".join(kept).encode()))
+            if self.files[name].is_file():
+                kept = [json.dumps(line) + "\n" for line in read_lines(self.files[name]) if line["step"] <= step]
+                write_atomically(self.files[name], methodcaller("write", "".join(kept).encode()))
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         if name not in self._streams:

@@ -37,7 +37,7 @@ from ..build import (
     make_system,
     pick_device,
     with_own_clip,
-)
+)  # fmt: skip
 from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints
 from ..clip.training import learn_clip
 from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
@@ -75,9 +75,10 @@ class _Reader:
 
     def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
         """As `TrainingData.batch`; also raises Stopped."""
-        asked, found, problem = self.signals.number, None, None
+        asked, problem = self.signals.number, None
         try:
-            found = None if asked else self.data.batch(step, size, seed, part)
+            if asked is None:
+                found = self.data.batch(step, size, seed, part)
         except Exception as error:
             problem = error
         number = self.workers.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for
@@ -126,18 +127,9 @@ class Run:
             keys = {f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)}
             self.workers.agree(system=config.system, **keys)
             check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
-            with same_failure():
-                if self.workers.leads:
-                    self._check_folder(allow_changes)
-            with same_failure():
-                if not (self.folder / "config.json").is_file():
-                    raise ConfigError(
-                        f"there is no {self.folder / 'config.json'}, which process 0 has just written: the folder of a "
-                        "run must be the same for all processes, on a disk that they share"
-                    )
+            self._check_folder(allow_changes)
             with same_failure():
                 self._learn_clip()
-            with same_failure():
                 self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
                 self.system = make_system(self.bridge, config)
                 self.optimizers = Optimizers(self.system, config.train)
@@ -174,7 +166,8 @@ class Run:
     def data(self) -> TrainingData:
         """The training split with its captions through CLIP; made when first asked for, unless set before."""
         bar, name = self._bar("captions through CLIP"), cache_name(self.config)
-        with self._one_by_one():
+        # the processes of this machine one after the other: the first makes what the others then find
+        with nullcontext() if self.workers.size == 1 else FileLock(self.folder / ".captions"):
             return TrainingData(self.bridge, self.source, name, progress=bar, workers=self.config.data.workers)
 
     @cached_property
@@ -184,12 +177,6 @@ class Run:
             return list(own)
         captions = self.held_out["test"].captions
         return [captions[place * len(captions) // 4][0] for place in range(4)]
-
-    @contextmanager
-    def _one_by_one(self) -> Iterator[None]:
-        """The processes of this machine one after the other: the first makes what the others then find."""
-        with nullcontext() if self.workers.size == 1 else FileLock(self.folder / ".captions"):
-            yield
 
     def _learn_clip(self) -> None:
         file = self.folder / "clip.safetensors"
@@ -238,19 +225,18 @@ class Run:
                 workers.agree(pictures=len(data), captions=data.digest)
             with same_failure():
                 if workers.leads:
-                    stack.callback(self._lock().release)
+                    stack.enter_context(self._locked())
                 self.checkpoints.sweep()
-                if self.checkpoints.numbered()[:1] != self._newest:  # another process went on meanwhile
-                    self._restore(self.checkpoints.load())
+                went_on = self.checkpoints.numbered()[:1] != self._newest  # another process, meanwhile
+                if went_on and (state := self.checkpoints.load()):
+                    self._restore(state)
             workers.agree(step=self.step)
-            log = stack.enter_context(RunLog(self.folder, self.step) if workers.leads else NoLog())
+            log: RunLog | NoLog = RunLog(self.folder, self.step) if workers.leads else NoLog()
+            stack.enter_context(log)
             bar = tqdm(
-                total=settings.max_steps,
-                initial=self.step,
-                desc=self.config.system,
-                disable=not self.progress,
+                total=settings.max_steps, initial=self.step, desc=self.config.system, disable=not self.progress,
                 mininterval=1,
-            )
+            )  # fmt: skip
             stack.enter_context(bar)
             signals = StopSignals()
             if workers.size > 1:  # all must end at the same step
@@ -270,18 +256,17 @@ class Run:
                             break
                         shown = {name: f"{value:.2f}" for name, value in report.noted.items() if name in SHOWN}
                         bar.set_postfix(shown, refresh=False)
-                        bar.n = self.step
-                        bar.update(0)
+                        bar.update(self.step - bar.n)
                         yield report
             finally:
                 log.flush()
                 if reader.whole:
                     self.save()
-        with same_failure():
-            if workers.leads:
-                self.export(self.folder / "generator.safetensors")
+            with same_failure():
+                if workers.leads:
+                    self.export(self.folder / "generator.safetensors")
 
-    def _until_rollback(self, reports: Iterator[StepReport], log: RunLog) -> Iterator[StepReport]:
+    def _until_rollback(self, reports: Iterator[StepReport], log: RunLog | NoLog) -> Iterator[StepReport]:
         """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
         from ..evaluation import EvaluationError, distance_of  # torchmetrics takes as long to load as torch
 
@@ -325,7 +310,7 @@ class Run:
         config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
         return measure_generator(self.system.ema, self.bridge, config, self.held_out, False).record()
 
-    def _roll_back(self, step: int, reason: str, log: RunLog) -> None:
+    def _roll_back(self, step: int, reason: str, log: RunLog | NoLog) -> None:
         """Back to a good checkpoint, with another order of the data from there on.
 
         After steps that were skipped the networks are still good: the newest. After bad pictures: the best.
@@ -406,29 +391,39 @@ class Run:
         path = self.folder / "samples" / f"step_{step:06d}.png"
         return save_png(contact_sheet(made.images, columns=4, scale=2), path, {"step": str(step)})
 
-    def _lock(self) -> FileLock:
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"another process is training in {self.folder}: stop it first, or choose another folder"
-            ) from None
-        return lock
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """While entered, no other process trains here."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self.folder / ".lock", timeout=0))
+            except Timeout:
+                raise ConfigError(
+                    f"another process is training in {self.folder}: stop it first, or choose another folder"
+                ) from None
+            yield
 
     def _check_folder(self, allow_changes: bool) -> None:
+        """Compare the configuration with the folder's, and write it there."""
         path, keys = self.folder / "config.json", {}
-        if path.is_file() and not allow_changes:
-            before = recorded_config(json.loads(path.read_text()))
-            keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
-            if keys and self.checkpoints.numbered():
-                listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
+        with same_failure():
+            if self.workers.leads:
+                if path.is_file() and not allow_changes:
+                    before = recorded_config(json.loads(path.read_text()))
+                    keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
+                if keys and self.checkpoints.numbered():
+                    listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
+                    raise ConfigError(
+                        f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set "
+                        "these keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder "
+                        "to start anew"
+                    )
+                # other keys, but no checkpoint yet: that run may be under way
+                with self._locked() if keys else nullcontext():
+                    write_json(path, self.config.model_dump())
+        with same_failure():
+            if not path.is_file():
                 raise ConfigError(
-                    f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set these "
-                    "keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder to start "
-                    "anew"
+                    f"there is no {path}, which process 0 has just written: the folder of a run must be the same for "
+                    "all processes, on a disk that they share"
                 )
-        with ExitStack() as stack:
-            if keys:  # of a run without a checkpoint, which may be under way
-                stack.callback(self._lock().release)
-            write_json(path, self.config.model_dump())
