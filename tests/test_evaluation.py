@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -424,6 +426,13 @@ def test_two_processes_measure_what_one_does(tmp_path):
             assert both["record"][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
     for name, scores in alone.scores.items():
         torch.testing.assert_close(both["scores"][name], scores, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_heavy_libraries_wait_until_something_needs_them():
+    code = "import sys, galiplib.evaluation; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(found.stdout.split())
+    assert "torch" in loaded and not loaded & {"matplotlib", "pandas", "scipy", "torchmetrics", "torchvision"}
 
 
 def test_judge_features_do_not_depend_on_the_batch(judge, data):

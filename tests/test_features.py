@@ -48,6 +48,22 @@ def test_inception_from_a_file_gives_fid(inception_file):
         frechet_distance(found[:, :2048], found.flip(0) + 1)
 
 
+def test_another_extractor_is_a_class_and_a_line(monkeypatch):
+    class Means(features.Extractor):
+        name, dim = "means", 3
+
+        def __init__(self, device="cpu", **_):
+            self.device = device
+
+        def extract(self, images):
+            return images.to(self.device).mean((2, 3))
+
+    monkeypatch.setitem(features.EXTRACTORS, Means.name, Means)
+    look = features.extractor("means", judge=None, bridge=None, weights=None, device="cpu")
+    torch.testing.assert_close(look(torch.ones(2, 3, 4, 4)), torch.ones(2, 3))
+    assert features.measure_name("frechet_distance", look.name, first=False) == "means_frechet_distance"
+
+
 class Code:
     def __reduce__(self):
         return os.system, ("touch ran_code",)

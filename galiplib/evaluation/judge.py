@@ -197,10 +197,8 @@ def train_judge(
 @torch.inference_mode()
 def measure(judge: Judge, data: minibirds.MiniBirds, sigma: float = 0.0, batch_size: int = 250) -> dict[str, float]:
     """Attribute -> share of right answers on drawings, blurred by `sigma` pixels if that is not zero."""
-    found = []
-    for start in range(0, len(data), batch_size):
-        images = to_images(data.images[start : start + batch_size])
-        found.append(judge.answers(blur(images, torch.full((len(images),), sigma)) if sigma else images))
+    parts = to_images(data.images).split(batch_size)
+    found = [judge.answers(blur(part, torch.full((len(part),), sigma)) if sigma else part) for part in parts]
     right = (torch.cat(found) == torch.from_numpy(data.labels[:, COLUMNS])).double().mean(0)
     return dict(zip(JUDGED, right.tolist(), strict=True))
 
