@@ -42,12 +42,18 @@ SAMPLE_CAPTIONS = (
 class Settings(Protocol):
     """What a data set is opened by: the section `data` of a configuration."""
 
-    folder: str | None
-    index: str | None
-    image_size: int
-    train_size: int
-    test_size: int
-    seed: int
+    @property
+    def folder(self) -> str | None: ...
+    @property
+    def index(self) -> str | None: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def train_size(self) -> int: ...
+    @property
+    def test_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
