@@ -158,15 +158,10 @@ class Comparison:
 
 
 def compare(
-    checkpoints: Sequence[str | Path] | Mapping[str, str | Path],
-    profile: str | Config = "mini",
-    overrides: dict[str, Any] | None = None,
-    folder: str | Path | None = None,
-    quote: bool | None = None,
-    clip_model: CLIP | None = None,
-    progress: bool = True,
-    device: str | torch.device = "cpu",
-) -> Comparison:
+    checkpoints: Sequence[str | Path] | Mapping[str, str | Path], profile: str | Config = "mini",
+    overrides: dict[str, Any] | None = None, folder: str | Path | None = None, quote: bool | None = None,
+    clip_model: CLIP | None = None, progress: bool = True, device: str | torch.device = "cpu",
+) -> Comparison:  # fmt: skip
     """Measure several generators by one protocol -> a table, and files.
 
     Args:

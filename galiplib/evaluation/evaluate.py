@@ -117,14 +117,9 @@ class Evaluation:
 
 
 def evaluate(
-    generator: TextToImage,
-    bridge: ClipBridge,
-    data: dict[str, Source],
-    config: EvalConfig,
-    judge: Judge | None = None,
-    note: dict[str, Any] | None = None,
-    progress: bool = True,
-) -> Evaluation:
+    generator: TextToImage, bridge: ClipBridge, data: dict[str, Source], config: EvalConfig,
+    judge: Judge | None = None, note: dict[str, Any] | None = None, progress: bool = True,
+) -> Evaluation:  # fmt: skip
     """Measure a generator; the same numbers for the same arguments, whatever the batch size and number of processes.
 
     Pictures are drawn of the captions that `plan` chooses (`eval.images`, `eval.per_caption`), looked at once by every
@@ -210,14 +205,9 @@ def evaluate(
 
 
 def evaluate_folder(
-    folder: str | Path,
-    data: Source,
-    look: Extractor,
-    bridge: ClipBridge,
-    judge: Judge | None = None,
-    batch_size: int = BATCH,
-    progress: bool = True,
-) -> dict[str, Any]:
+    folder: str | Path, data: Source, look: Extractor, bridge: ClipBridge, judge: Judge | None = None,
+    batch_size: int = BATCH, progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the pictures in a folder, whoever made them, against all real ones of a split, each once.
 
     Args:
@@ -254,12 +244,9 @@ def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Itera
 
 
 def measure_generator(
-    generator: TextToImage,
-    bridge: ClipBridge,
-    config: Config,
-    splits: dict[str, Source] | None = None,
+    generator: TextToImage, bridge: ClipBridge, config: Config, splits: dict[str, Source] | None = None,
     progress: bool = True,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Measure a generator on captions it has not seen, as its data set and `eval` say (see `evaluate`).
 
     Args:

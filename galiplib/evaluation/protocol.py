@@ -118,13 +118,9 @@ def embed_captions(bridge: ClipBridge, captions: Sequence[str]) -> Tensor:
 
 
 def generate(
-    generator: TextToImage,
-    bridge: ClipBridge,
-    captions: Sequence[str],
-    seed: int = 0,
-    batch_size: int = BATCH,
+    generator: TextToImage, bridge: ClipBridge, captions: Sequence[str], seed: int = 0, batch_size: int = BATCH,
     progress: Callable[[range], Iterable[int]] = iter,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU.
 
     The generator runs in eval mode and is left as it was. Picture i depends on caption i, i and the seed, not on the
