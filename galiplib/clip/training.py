@@ -52,16 +52,11 @@ def vocabulary_of(captions: list[str]) -> list[int]:
 def clip_geometry(config: ClipConfig, data: DataConfig) -> dict[str, int]:
     """The small CLIP's arguments for `clip.model.CLIP`, except its vocabulary."""
     return {
-        "embed_dim": config.embed_dim,
-        "image_resolution": data.image_size,
-        "vision_layers": config.layers,
-        "vision_width": config.width,
-        "vision_patch_size": config.patch_size,
-        "context_length": config.context_length,
-        "transformer_width": config.text_width,
-        "transformer_heads": config.text_width // 32,
+        "embed_dim": config.embed_dim, "image_resolution": data.image_size, "vision_layers": config.layers,
+        "vision_width": config.width, "vision_patch_size": config.patch_size, "context_length": config.context_length,
+        "transformer_width": config.text_width, "transformer_heads": config.text_width // 32,
         "transformer_layers": config.text_layers,
-    }
+    }  # fmt: skip
 
 
 def new_clip(geometry: dict[str, int], vocabulary: list[int]) -> CLIP:
@@ -166,23 +161,21 @@ class ClipTraining:
         self.step += 1
         return ClipReport(self.step, contrastive.item(), word_pairs.item(), scale.item())
 
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "model": self.bridge.model, "pair_head": self.pair_head, "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }  # fmt: skip
+
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        return {
-            "step": self.step,
-            "model": self.bridge.model.state_dict(),
-            "pair_head": self.pair_head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": json.dumps(self.random.bit_generator.state),
-        }
+        kept = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {"step": self.step, **kept, "random": json.dumps(self.random.bit_generator.state)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state` of the same configuration and data; raises as `load_state_dict` does."""
-        self.bridge.model.load_state_dict(state["model"])
-        self.pair_head.load_state_dict(state["pair_head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
         self.random.bit_generator.state = json.loads(state["random"])
         self.step = state["step"]
 
@@ -195,14 +188,9 @@ def train_clip(bridge: ClipBridge, data: Source, config: ClipConfig, seed: int =
 
 
 def learn_clip(
-    config: Config,
-    train: Source,
-    held_out: Mapping[str, Source],
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    **record: Any,
-) -> dict[str, Any]:
+    config: Config, train: Source, held_out: Mapping[str, Source], path: str | Path,
+    device: str | torch.device = "cpu", progress: bool = True, **record: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Train a small CLIP on a data set, measure it as it is stored (fp16), write it -> its record.
 
     An interrupted training goes on from `<path>.part`, written every 50 steps.
@@ -221,31 +209,24 @@ def learn_clip(
     if part.is_file() and (kept := load_torch(part))["key"] == key:
         training.restore(kept["training"])
         seconds = kept["seconds"]
-    with tqdm(
-        total=config.clip.max_steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1
-    ) as bar:
-        while training.step < config.clip.max_steps:
+    steps = config.clip.max_steps
+    with tqdm(total=steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1) as bar:
+        while training.step < steps:
             started = time.perf_counter()
             report = training.advance()
             seconds += time.perf_counter() - started
             if training.step % SAVED_EVERY == 0:
                 state = {"key": key, "training": training.state(), "seconds": seconds}
                 write_atomically(part, partial(torch.save, state))
-            bar.set_postfix(
-                contrastive=f"{report.contrastive:.2f}", word_pairs=f"{report.word_pairs:.2f}", refresh=False
-            )
+            shown = {"contrastive": f"{report.contrastive:.2f}", "word_pairs": f"{report.word_pairs:.2f}"}
+            bar.set_postfix(shown, refresh=False)
             bar.update()
     stored = ClipBridge(bridge.model.half().float())
-    record = {
-        **record,
-        "seed": config.train.seed,
-        "data": config.data.model_dump(),
-        "clip": config.clip.model_dump(),
-        "steps": config.clip.max_steps,
-        "seconds": round(seconds),
-        "metrics": {split: measure(stored, data) for split, data in held_out.items()},
+    record |= {
+        "seed": config.train.seed, "data": config.data.model_dump(), "clip": config.clip.model_dump(), "steps": steps,
+        "seconds": round(seconds), "metrics": {split: measure(stored, data) for split, data in held_out.items()},
         "torch": torch.__version__,
-    }
+    }  # fmt: skip
     save_clip(path, stored.model, geometry, record)
     part.unlink(missing_ok=True)
     return record
@@ -267,11 +248,8 @@ PROMPTS = {
 def image_embeddings(bridge: ClipBridge, pixels: np.ndarray, batch_size: int = 250) -> Tensor:
     """(N, H, W, 3) uint8 -> normalised embeddings (N, E)."""
     device = bridge.pixel_mean.device
-    parts = [
-        bridge.encode_image(to_images(pixels[i : i + batch_size]).to(device))[1]
-        for i in range(0, len(pixels), batch_size)
-    ]
-    return F.normalize(torch.cat(parts), dim=-1)
+    parts = (to_images(pixels[i : i + batch_size]).to(device) for i in range(0, len(pixels), batch_size))
+    return F.normalize(torch.cat([bridge.encode_image(part)[1] for part in parts]), dim=-1)
 
 
 @torch.no_grad()
@@ -286,10 +264,8 @@ def retrieval(image: Tensor, text: Tensor, candidates: int = 100) -> float:
 
     Among those of `candidates` pictures, in the order given; chance is 1 / candidates.
     """
-    hits = [
-        (i @ t.T).argmax(1) == torch.arange(len(i), device=i.device)
-        for i, t in zip(image.split(candidates), text.split(candidates), strict=True)
-    ]
+    parts = zip(image.split(candidates), text.split(candidates), strict=True)
+    hits = [(i @ t.T).argmax(1) == torch.arange(len(i), device=i.device) for i, t in parts]
     return torch.cat(hits).float().mean().item()
 
 
@@ -321,8 +297,5 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
             best = (text * image[:, None]).sum(-1).argmax(1)
             counterfactual[attribute] = (best == truth).float().mean().item()
     full = text_embeddings(bridge, [texts[2] for texts in data.captions])
-    return {
-        "prompt": prompt,
-        "counterfactual": counterfactual,
-        "retrieval": {"image_to_text": retrieval(image, full, candidates)},
-    }
+    found = {"image_to_text": retrieval(image, full, candidates)}
+    return {"prompt": prompt, "counterfactual": counterfactual, "retrieval": found}
