@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from galiplib.build import dataset_of
 from galiplib.clip.bridge import bpe_tokenizer
+from galiplib.config import load_config
 from galiplib.data import datasets, decoding, layouts, minibirds, pictures
-from galiplib.data.datasets import DataError, describe, open_dataset
+from galiplib.data.datasets import DataError, dataset, describe, open_dataset
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
@@ -169,6 +171,20 @@ def test_unknown_names():
         open_dataset("birds", image_size=0)
 
 
+def test_entries_answer_what_a_run_asks():
+    birds, photos = dataset("minibirds"), dataset("birds")
+    assert birds.held_out == ("seen", "test") and birds.judged and len(birds.captions) == 4
+    assert photos.held_out == ("test",) and not photos.judged and not photos.captions
+    config = load_config("birds", {"data.folder": "x", "data.image_size": 64})
+    assert photos.note(config.data) == {
+        "data": "birds", "split": "test", "size": 64, "folder": "x",
+        "crop": "square of 1.5 times the bounding box, then short side to 76, centre",
+    }  # fmt: skip
+    assert photos.cache_name(config.data, "test").endswith("-test") and birds.cache_name(config.data) is None
+    with pytest.raises(DataError, match="unknown data set 'bird': one of minibirds, birds, .*, folder, shards"):
+        dataset_of(load_config("mini", {"data.name": "bird"}))
+
+
 # ---------------------------------------------------------------- lists of keys
 
 
@@ -286,6 +302,12 @@ def test_many_names_are_not_all_shown(faces):
 def test_odd_caption_bytes(faces, opened):
     (faces / "text" / "face0.txt").write_bytes(b"\xef\xbb\xbfa \x93nice\x94 face\r\n\r\n\tanother \r\n")
     assert opened("faces", faces).items[0].captions == ("a �nice� face", "another")
+
+
+def test_captions_with_a_byte_order_mark_and_old_line_ends(faces, opened):
+    for encoding in ("utf-16", "utf-8-sig"):
+        (faces / "text" / "face0.txt").write_bytes("a café\ranother\r\n\nthird".encode(encoding))
+        assert opened("faces", faces).items[0].captions == ("a café", "another", "third")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])

@@ -125,9 +125,9 @@ def read_csv(
             raise DataError(f"{path}, after line {reader.line_num}: {error}; are the quotes in pairs?") from None
 
 
-def read_json_lines(path: Path, form: str, strict: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line that is not empty; raises DataError for one that is not of this form."""
-    with open_text(path, "\n", strict) as stream:
+    with open_text(path, "\n") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
@@ -161,7 +161,7 @@ def read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     for number, fields in lines:
-        if not set(fields) & {"captions", *CAPTION_FIELDS}:
+        if not set(fields) & {"captions", *CAPTION_FIELDS}:  # of a table, the header has been looked at
             raise DataError(f"{path}, line {number}: must be of the form {form}")
         image = next((fields[name] for name in IMAGE_FIELDS if fields.get(name)), None)
         found, split = captions_in(fields), fields.get("split") or ""

@@ -126,11 +126,8 @@ def download(name: str, folder: str | Path | None = None, progress: bool = True)
     Args:
         name: one of birds, flowers, faces, coco, cc3m, cc12m. Of faces only the pictures are public, of cc3m and cc12m
             nothing: a warning, for the latter two the error, says what to place where.
-        folder: where to; default `data/<name>`.
+        folder: where to, and what is returned; default `data/<name>`.
         progress: show bars with bytes and time left.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: for an unknown name; it lists the valid ones.

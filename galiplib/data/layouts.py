@@ -191,7 +191,7 @@ def read_keys(path: Path) -> list[str]:
 
 def _decoded(key: bytes) -> str:
     try:
-        return key.decode("utf-8")
+        return key.decode()
     except UnicodeDecodeError:
         return key.decode("latin1")
 
@@ -213,10 +213,8 @@ def list_images(folder: Path) -> list[str]:
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inner = Path(root).relative_to(folder)
-        found += [
-            (inner / name).as_posix() for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+        seen = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        found += [(Path(root).relative_to(folder) / name).as_posix() for name in seen]
     return sorted(found)
 
 
