@@ -1,7 +1,7 @@
-"""Random changes to pictures before CLIP looks at them, real and generated alike (DiffAugment, Zhao et al., 2020).
+"""Random changes to pictures, real and generated alike, before they are judged (DiffAugment, Zhao et al., 2020).
 
-What the discriminator sees of a picture then depends on no fixed grid, tint or detail, so neither do the generator's
-mistakes; and a small data set lasts longer. Everything is differentiable, and everything random is drawn up front.
+The generator's mistakes then cling to no fixed grid, tint or detail, and a small data set lasts longer. All of it is
+differentiable, and everything random is drawn up front.
 """
 
 from __future__ import annotations

@@ -81,31 +81,24 @@ def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 class FinishedConv(nn.Module, ABC):
-    """A 3x3 convolution, `conv`, with more behind it, such as RATLIP's."""
+    """A 3x3 convolution `conv` with more behind it, such as RATLIP's: (B, C, H, W) -> (B, O, H, W)."""
 
     conv: nn.Conv2d | nn.ConvTranspose2d
 
     @abstractmethod
     def finish(self, x: Tensor) -> Tensor:
-        """What comes behind the convolution: (B, channels_out, H, W) -> the same."""
+        """What comes behind the convolution: (B, O, H, W) -> the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, H, W) -> (B, channels_out, H, W)."""
         return self.finish(self.conv(x))
 
 
 def conv_of_doubled(conv: nn.Module, x: Tensor) -> Tensor:
-    """A 3x3 convolution of `x` doubled to the nearest, without the large map: (B, C, H, W) -> (B, O, 2H, 2W).
-
-    Equal up to rounding. A transposed convolution has its kernel spread already (`bf16.to_bf16`).
-
-    Raises:
-        TypeError: for what is neither a convolution nor a `FinishedConv`.
-    """
+    """A 3x3 convolution of `x` doubled to the nearest, equal up to rounding: (B, C, H, W) -> (B, O, 2H, 2W)."""
     if isinstance(conv, FinishedConv):
         return conv.finish(conv_of_doubled(conv.conv, x))
     if isinstance(conv, nn.ConvTranspose2d):
-        return conv(x)
+        return conv(x)  # its kernel is spread already (`bf16.to_bf16`)
     if isinstance(conv, nn.Conv2d):
         return F.conv_transpose2d(x, kernel_of_doubled(conv.weight), conv.bias, stride=2, padding=1)
     raise TypeError(f"{type(conv).__name__} is no convolution")
@@ -114,9 +107,8 @@ def conv_of_doubled(conv: nn.Module, x: Tensor) -> Tensor:
 class GeneratorBlock(nn.Module):
     """Upsample to `size`, then a residual of two text-fused 3x3 convolutions: DF-GAN's block, and those built on it.
 
-    Pointwise work and the 1x1 shortcut commute with nearest upsampling, so they run on the small map. The published
-    shortcut upsamples to the nearest pixel and so carries CLIP's grid as squares into the picture, which a short
-    training does not smooth away; with `smooth_shortcut` it interpolates linearly.
+    Pointwise work and the 1x1 shortcut commute with nearest upsampling, so they run on the small map. GALIP's published
+    shortcut carries CLIP's grid as squares into the picture; with `smooth_shortcut` it interpolates linearly.
     """
 
     def __init__(

@@ -1,12 +1,10 @@
 """Typed configuration: one section per concern, named profiles, explicit overrides.
 
 Precedence: defaults < profile YAML < its variant, if one is named (`birds:ratlip`) < override; the override
-`train.recipe=paper` stands for the authors' settings and comes before the other overrides. Unknown profiles, variants
-and keys are errors that list the valid ones.
+`train.recipe=paper` stands for the authors' settings and comes before the other overrides.
 
 `system` names the GAN, and what the section `model` holds: each system has its own, with its paper's defaults. Keys of
-one name mean the same in all. Where a variant or an override names another system than the profile's, those settings
-of the profile stay that the other one knows.
+one name mean the same in all: where a variant or override names another system, it keeps the settings that it knows.
 """
 
 from __future__ import annotations
@@ -35,9 +33,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class DataConfig(Section):
     """What is learned from."""
 
-    name: str = Field(
-        "minibirds", description="data set; 'folder': your own pictures with captions; 'shards': in .tar files"
-    )
+    name: str = Field("minibirds", description="data set; 'folder': pictures with captions; 'shards': .tar files")
     folder: str | None = Field(None, description="where it lies; default: data/<name>; shards: or dir/{000..123}.tar")
     index: str | None = Field(None, description="shards: where index and embeddings lie; default: beside them")
     workers: int = Field(0, ge=0, description="processes that read the pictures of coming steps; 0: none")
@@ -73,9 +69,7 @@ class ModelConfig(Section):
 
     channels: int = Field(64, ge=1, description="nf: channels of the generator's last block")
     noise_dim: int = Field(100, ge=1, description="z: length of the noise vector")
-    image_size: int | Literal["reference"] = Field(
-        "reference", description="side of generated pictures, pixels; 'reference': as published"
-    )
+    image_size: int | Literal["reference"] = Field("reference", description="side of pictures; 'reference': published")
 
 
 class GalipConfig(ModelConfig):
@@ -195,13 +189,11 @@ class EvalConfig(Section):
         (), description="what distances are over; default: judge for mini birds, else clip; only inception gives FID"
     )
     metrics: tuple[Literal["ssim", "ms_ssim", "lpips", "topiq"], ...] = Field(
-        ("ssim",), description="measures of single pictures"
+        ("ssim",), description="of single pictures"
     )
     diversity: int = Field(50, ge=0, description="captions of which several pictures are compared; 0: none")
     inception: str | None = Field(None, description="file of InceptionV3's weights; default: downloaded")
-    statistics: str | None = Field(
-        None, description="real pictures' statistics (.npz) for frechet_all and FID; 'cache': data/statistics"
-    )
+    statistics: str | None = Field(None, description="of real pictures (.npz), for FID; 'cache': data/statistics")
 
 
 class Config(Section):
@@ -217,8 +209,12 @@ class Config(Section):
 
     @property
     def folder(self) -> str:
-        """What a folder of this profile's results is called."""
-        return folder_of(self.profile)
+        """What a folder of this profile's results is called: birds -> birds, birds:ratlip -> birds-ratlip."""
+        return self.profile.replace(":", "-")
+
+    def flat(self) -> dict[str, Any]:
+        """All keys with their values, `section.name`."""
+        return {"system": self.system} | {f"{part}.{name}": v for part in SECTIONS for name, v in getattr(self, part)}
 
 
 SECTIONS = ("data", "clip", "model", "train", "eval")
@@ -229,11 +225,6 @@ PROFILES = Path(__file__).parent / "profiles"
 def profiles() -> list[str]:
     """The names of the profiles that ship with the package."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
-
-
-def folder_of(profile: str) -> str:
-    """What a folder of a profile's results is called: birds -> birds, birds:ratlip -> birds-ratlip, a/b.yaml -> b."""
-    return (Path(profile).stem if profile.endswith(YAML) else profile).replace(":", "-")
 
 
 def variants(profile: str) -> list[str]:
@@ -280,12 +271,7 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     typed: dict[str, Any] = {}
     for key, value in pairs:
         section, _, name = key.partition(".")
-        if key == "system":
-            typed[key] = value
-        elif name and section in SECTIONS:
-            typed.setdefault(section, {})[name] = value
-        else:
-            raise _unknown(key, _laid_over(layers).get("system", "galip"))
+        typed |= {section: {**typed.get(section, {}), name: value} if name else value}
     return build_config({"profile": called, **_laid_over([*layers, typed])})
 
 
@@ -298,8 +284,10 @@ def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
             values["model"] = _fitting(system, values.get("model", {}))
         values["system"] = system
         for section, content in layer.items():
-            if section != "system":
+            if section in SECTIONS or isinstance(content, dict):
                 values[section] = {**values.get(section, {}), **(content or {})}
+            elif section != "system":
+                raise _unknown(section, system)
     return values
 
 
@@ -324,14 +312,10 @@ def build_config(values: dict[str, Any]) -> Config:
     system = values.get("system", "galip")
     if system not in MODELS:
         raise ConfigError(f"unknown system {system!r}: one of {', '.join(MODELS)}")
-    for section, content in values.items():
-        if section in ("profile", "system"):
-            continue
-        if section not in SECTIONS:
-            raise ConfigError(f"unknown section {section!r}: one of system, {', '.join(SECTIONS)}")
-        for name in content:
-            if f"{section}.{name}" not in valid_keys(system):
-                raise _unknown(f"{section}.{name}", system)
+    for section in values.keys() - {"profile", "system"}:
+        for key in [f"{section}.{name}" for name in values[section]] if section in SECTIONS else [section]:
+            if key not in valid_keys(system):
+                raise _unknown(key, system)
     try:
         return _config_of(system).model_validate(values)
     except ValidationError as error:
@@ -360,17 +344,8 @@ def recorded_config(values: dict[str, Any]) -> Config:
 
 def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:
     """The keys in which `config` differs from `base` (the defaults) -> {key: (base value, value)}."""
-    base = base or Config()
-    differences: dict[str, tuple[Any, Any]] = {}
-    if config.system != base.system:
-        differences["system"] = base.system, config.system
-    for section in SECTIONS:
-        ours, theirs = getattr(config, section), getattr(base, section)
-        for name in type(ours).model_fields:
-            before, now = getattr(theirs, name, None), getattr(ours, name)
-            if before != now:
-                differences[f"{section}.{name}"] = (before, now)
-    return differences
+    before = (base or Config()).flat()
+    return {key: (before.get(key), now) for key, now in config.flat().items() if before.get(key) != now}
 
 
 def _pairs(overrides: dict[str, Any] | list[str] | None) -> list[tuple[str, Any]]:
@@ -382,17 +357,13 @@ def _pairs(overrides: dict[str, Any] | list[str] | None) -> list[tuple[str, Any]
         if not equals:
             raise ConfigError(f"{text!r} is not of the form key=value, such as train.max_steps=100")
         try:
-            pairs.append((key.strip(), _scalar(value)))
+            found = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of {key.strip()} can't be read: {error}") from None
+        with suppress(ValueError):
+            found = float(found) if isinstance(found, str) else found  # YAML 1.1 reads 1e-4 as a string
+        pairs.append((key.strip(), found))
     return pairs
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    with suppress(ValueError):
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as a string
-    return value
 
 
 def _unknown(key: str, system: str) -> ConfigError:
@@ -406,5 +377,6 @@ def _unknown(key: str, system: str) -> ConfigError:
     section = key.partition(".")[0]
     near = difflib.get_close_matches(key, valid, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    shown = [k for k in valid if k.startswith(section + ".")] or ["system", *valid]
-    return ConfigError(f"unknown key {key!r}{hint}; valid keys: {', '.join(shown)}")
+    sections = f"system, and those in {', '.join(SECTIONS)}"
+    shown = ", ".join(k for k in valid if k.startswith(section + "."))
+    return ConfigError(f"unknown key {key!r}{hint}; valid keys: {shown or sections}")

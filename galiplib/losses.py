@@ -24,27 +24,19 @@ def matching_losses(real: Tensor, mismatch: Tensor, fake: Tensor) -> tuple[Tenso
 
     `accuracy_...` is the share of the pairs that the discriminator puts on the right side of 0.
     """
-    loss_real, loss_mismatch, loss_fake = hinge_real(real), hinge_fake(mismatch), hinge_fake(fake)
-    loss = loss_real + (loss_mismatch + loss_fake) / 2
+    losses = {"real": hinge_real(real), "mismatch": hinge_fake(mismatch), "fake": hinge_fake(fake)}
+    loss = losses["real"] + (losses["mismatch"] + losses["fake"]) / 2
     noted = {"loss_d": loss}
-    for name, part, logits, right in (
-        ("real", loss_real, real, real > 0),
-        ("mismatch", loss_mismatch, mismatch, mismatch < 0),
-        ("fake", loss_fake, fake, fake < 0),
-    ):
-        noted |= {f"loss_{name}": part, f"logit_{name}": logits.mean(), f"accuracy_{name}": right.float().mean()}
+    for (name, part), logits, sign in zip(losses.items(), (real, mismatch, fake), (1, -1, -1), strict=True):
+        right = (sign * logits > 0).float().mean()
+        noted |= {f"loss_{name}": part, f"logit_{name}": logits.mean(), f"accuracy_{name}": right}
     return loss, noted
 
 
 def matching_aware_penalty(
     logit_of: Callable[[Tensor, Tensor], Tensor], features: Tensor, sentence: Tensor, weight: float, power: float
 ) -> Tensor:
-    """MA-GP (DF-GAN, CVPR 2022, eq. 2) on CLIP features: `gradient_penalty` the logits of real, matching pairs.
-
-    Args:
-        logit_of: (features, sentence) -> logits (B,), the discriminator and its head.
-        features: tapped features of real images, (B, taps, W, g, g).
-        sentence: their captions' embeddings, (B, E).
+    """MA-GP (DF-GAN, CVPR 2022, eq. 2): `gradient_penalty` of `logit_of(features, sentence)`, real, matching pairs.
 
     Computed in fp32 whatever the precision around it: in fp16 the power of six ends at a norm of about six, and its
     scaled gradient, on the way back through fp16 layers, much earlier (notebook 10).

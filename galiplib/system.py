@@ -23,24 +23,13 @@ Role = Literal["discriminator", "generator"]
 
 @dataclass(frozen=True)
 class Text:
-    """What captions say to a system; entry i belongs to picture i, and what a system does not want is None.
+    """What captions say to a system; entry i belongs to picture i, and what a system does not want is None."""
 
-    Attributes:
-        sentence: (B, E), what generator and discriminator are conditioned on.
-        words: (B, L, E), zeros behind a caption's end.
-        mask: (B, L), True there.
-        picture: (B, E), the real picture's embedding.
-        classes: (B,), pictures of one class are no negatives of each other.
-    """
-
-    sentence: Tensor
-    words: Tensor | None = None
-    mask: Tensor | None = None
-    picture: Tensor | None = None
-    classes: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.sentence)
+    sentence: Tensor  # (B, E), what generator and discriminator are conditioned on
+    words: Tensor | None = None  # (B, L, E), zeros behind a caption's end
+    mask: Tensor | None = None  # (B, L), True there
+    picture: Tensor | None = None  # (B, E), the real picture's embedding
+    classes: Tensor | None = None  # (B,), pictures of one class are no negatives of each other
 
     def __getitem__(self, part: slice) -> Text:
         given = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -49,18 +38,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step works on: all of it, a process's share, or a part of that (`train.accumulate`).
+    """What a step works on: all of it, a process's share, or a part of that (`train.accumulate`)."""
 
-    Attributes:
-        images: real pictures, (B, 3, H, W) in [-1, 1].
-        text: their captions.
-        noise: what `System.draw` gave.
-        neighbours: of a share or part, the sentences before its first and behind its last one, (1, E) both.
-    """
-
-    images: Tensor
-    text: Text
-    noise: Noise
+    images: Tensor  # real pictures, (B, 3, H, W) in [-1, 1]
+    text: Text  # their captions
+    noise: Noise  # what `System.draw` gave
+    # of a share or part: the sentences before its first and behind its last one, (1, E) both
     neighbours: tuple[Tensor, Tensor] | None = None
 
     def split(self, parts: int) -> list[Batch]:
@@ -129,18 +112,12 @@ class Phase(NamedTuple):
 class TextToImage(nn.Module):
     """What draws: a generator, all that sampling, evaluation, panel and export know of a system.
 
-    The CLIP that reads its captions is the caller's and frozen: neither a submodule nor part of the state dict.
-
-    Attributes:
-        noise_dim: Z.
-        image_size: side of its pictures in pixels.
-        bridge: the door to that CLIP (`clip.bridge.ClipBridge`).
-        late_blocks: of which the last ones can be given another condition, `forward(noise, sentence, late, late_from)`.
+    The CLIP that reads its captions, behind its bridge, is the caller's and frozen: no part of the state dict.
     """
 
-    noise_dim: int
-    image_size: int
-    late_blocks: int = 0
+    noise_dim: int  # Z
+    image_size: int  # side of its pictures in pixels
+    late_blocks: int = 0  # of which the last ones take another condition: `forward(noise, sentence, late, late_from)`
 
     def __init__(self, bridge: Any) -> None:
         super().__init__()
@@ -176,19 +153,18 @@ class System(nn.Module, ABC):
     def make_generator(cls, bridge: Any, config: ModelConfig) -> TextToImage:
         """The generator alone, as a file of weights needs it."""
 
-    @abstractmethod
     def learners(self, role: Role) -> Sequence[nn.Module]:
-        """The networks that phases of this role update."""
+        """The networks that phases of this role update; here `discriminator` and `head` on the one side."""
+        return (self.generator,) if role == "generator" else (self.discriminator, self.head)
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """The updates of a step, in order."""
 
     def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
-        """Everything random of a step, on the CPU, for a whole batch of `size`.
+        """What a step's generator starts from, on the CPU; `random`: purpose -> its random numbers, 2 is the noise.
 
-        Args:
-            random: purpose -> its random numbers in this step; 2 is the noise, 3 the augmentation.
+        Beside it stand the augmentations' rows (`augmentation.draw`), "real" and "generated".
         """
         return {"z": torch.randn(size, self.generator.noise_dim, generator=random(2))}
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import augmentation
 from .config import TrainConfig
 from .system import Batch, Role, Step, System, Text
 
@@ -24,22 +25,14 @@ ATTEMPT = 1_000_003  # between the seeds of attempts: no small seed of another r
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
-
-    Attributes:
-        noted: what its phases noted (`report.loss_d` is `report.noted["loss_d"]`), means over the batch, and the norm
-            of each phase's gradients together, `grad_norm_<phase>`.
-        lr_g: the generator's learning rate.
-        skipped: a gradient was not finite, and a network kept as it was.
-        rollbacks: of the run so far.
-    """
+    """What one step did; `report.loss_d` is `report.noted["loss_d"]`."""
 
     step: int
-    noted: dict[str, float]
-    lr_g: float
-    skipped: bool
+    noted: dict[str, float]  # what its phases noted, means over the batch; grad_norm_<phase>: of all gradients together
+    lr_g: float  # the generator's learning rate
+    skipped: bool  # a gradient was not finite, and a network kept as it was
     seconds: float
-    rollbacks: int = 0
+    rollbacks: int = 0  # of the run so far
 
     def __getattr__(self, name: str) -> float:
         try:
@@ -58,16 +51,13 @@ class Optimizers:
 
     def __init__(self, system: System, config: TrainConfig) -> None:
         self.config = config
-        rates: dict[Role, float] = {"discriminator": config.lr_d, "generator": config.lr_g}
-        self.weights = {
-            role: [w for network in system.learners(role) for w in network.parameters() if w.requires_grad]
-            for role in rates
-        }
-        self.adam = {
-            role: torch.optim.Adam(self.weights[role], lr=rate, betas=system.betas, fused=True)
-            for role, rate in rates.items()
-        }
-        self.rates = rates
+        self.rates: dict[Role, float] = {"discriminator": config.lr_d, "generator": config.lr_g}
+        self.weights: dict[Role, list[nn.Parameter]] = {}
+        self.adam: dict[Role, torch.optim.Adam] = {}
+        for role, rate in self.rates.items():
+            networks = system.learners(role)
+            self.weights[role] = [w for network in networks for w in network.parameters() if w.requires_grad]
+            self.adam[role] = torch.optim.Adam(self.weights[role], lr=rate, betas=system.betas, fused=True)
 
     def set_rates(self, step: int) -> float:
         """Learning rates of a step: constant, then falling to zero over the last part -> the generator's."""
@@ -106,16 +96,12 @@ def random_of(seed: int, purpose: int, step: int) -> torch.Generator:
 def train_step(
     system: System, optimizers: Optimizers, batch: Batch, config: TrainConfig, step: int, workers: Worker | None = None
 ) -> StepReport:
-    """One step: the system's phases in turn, each an update of the networks of its role.
+    """One step on this process's entries of a batch: the system's phases in turn, each an update of one role.
 
     With `config.accumulate` above 1 the batch goes through in as many parts, one after the other, and the gradients
     add up to those of the whole: the step of a large batch in the memory of a small one, for a second forward pass.
     With batch norm it is not quite that: it knows the parts only, and sees each twice.
     A loss or gradient that is not finite leaves the networks that it was meant for as they are (recipe stable).
-
-    Args:
-        batch: this process's entries of it (`Batch.share`).
-        workers: the processes that share it; by default this one is alone.
     """
     workers = workers or Worker()
     started = time.perf_counter()
@@ -194,5 +180,6 @@ def train(
     for step in range(start + 1, config.max_steps + 1):
         images, sentence = data.batch(step, size, seed, own)
         noise = system.draw(size, partial(random_of, seed, step=step))
+        noise |= augmentation.draw(config, size, random_of(seed, 3, step))
         batch = Batch(images, Text(sentence), noise).share(own, images)
         yield train_step(system, optimizers, batch, config, step, workers)

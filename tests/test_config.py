@@ -4,7 +4,6 @@ from galiplib.config import (
     ConfigError,
     build_config,
     changed,
-    folder_of,
     load_config,
     profiles,
     recorded_config,
@@ -58,7 +57,7 @@ def test_own_profile_with_a_variant(tmp_path):
     assert load_config(str(path)).train.max_steps == 5
     config = load_config(f"{path}:fast")
     assert config.train.max_steps == 3 and config.profile == "own:fast"
-    assert folder_of(str(path)) == "own"
+    assert load_config(str(path)).folder == "own" and config.folder == "own-fast"
 
 
 def test_override_beats_profile_beats_default():
@@ -77,8 +76,9 @@ def test_changed_lists_differences():
     ("profile", "overrides", "message"),
     [
         ("minni", [], "mini"),
-        ("mini:rat", [], "profile mini has no variant 'rat': ratlip, ratlip-reference"),
-        ("coco:ratlip", [], "profile coco has no variant 'ratlip': none at all"),
+        ("mini:rat", [], "profile mini has no variant 'rat': dfgan, ratlip, ratlip-reference"),
+        ("coco:ratlip", [], "profile coco has no variant 'ratlip': dfgan"),
+        ("cc12m:ratlip", [], "profile cc12m has no variant 'ratlip': none at all"),
         ("mini:", [], "has no variant ''"),
         ("mini:ratlip", ["model.channels=5"], "even model.channels and model.code_channels, not 5 and 64"),
         ("mini", ["train.max_step=3"], "did you mean train.max_steps"),

@@ -9,7 +9,6 @@ import pytest
 from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from galiplib.config import folder_of
 from galiplib.course import runner as course
 
 PARAMETERS = 'profile = "mini"\nout = "outputs"\n'
@@ -109,7 +108,7 @@ def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, m
     rows = [line.split() for line in printed.splitlines()[-2:]]
     assert rows == [["clip.similarity", "0.3125"], ["steps", "7"]]
 
-    folder = tmp_path / "o" / folder_of("tiny:small")
+    folder = tmp_path / "o" / "tiny-small"
     assert str(folder / "results.json") in printed and "samples.png: not written" in printed
     record = json.loads((folder / "course.json").read_text())
     entries = record["notebooks"]

@@ -131,6 +131,13 @@ class ClipBridge(nn.Module):
 
     # ------------------------------------------------------------ text
 
+    @property
+    def _index_of(self) -> dict[int, int] | range:
+        """The pieces that this CLIP knows, by their BPE number -> its token ids; OpenAI's are the numbers."""
+        vocabulary = getattr(self.model, "vocabulary", None)
+        known = range(len(bpe_tokenizer().encoder))
+        return known if vocabulary is None else {piece: index for index, piece in enumerate(vocabulary)}
+
     def tokenize(self, captions: str | Sequence[str]) -> Tensor:
         """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
 
@@ -141,14 +148,10 @@ class ClipBridge(nn.Module):
             ValueError: for an empty caption, or one none of whose words this CLIP knows.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
-        for index, text in enumerate(captions):
-            if not text.strip():
-                raise ValueError(f"caption {index} is empty: write what the picture should show")
+        if empty := [index for index, text in enumerate(captions) if not text.strip()]:
+            raise ValueError(f"caption {empty[0]} is empty: write what the picture should show")
         self._need_whole("captions")
-        tokenizer, vocabulary = bpe_tokenizer(), getattr(self.model, "vocabulary", None)
-        index_of: dict[int, int] | range = range(len(tokenizer.encoder))  # OpenAI's know every piece by its number
-        if vocabulary is not None:
-            index_of = {bpe: index for index, bpe in enumerate(vocabulary)}
+        tokenizer, index_of = bpe_tokenizer(), self._index_of
         start, end = (index_of[tokenizer.encoder[mark]] for mark in ("<|startoftext|>", "<|endoftext|>"))
         rows, unknown = torch.zeros(len(captions), self.context_length, dtype=torch.long), set()
         for row, text in zip(rows, captions, strict=True):
@@ -168,10 +171,8 @@ class ClipBridge(nn.Module):
 
     def unread(self, caption: str) -> str:
         """The end of a caption that lies behind the context, which `tokenize` cuts off; "" if all of it is read."""
-        pieces, vocabulary = bpe_tokenizer().encode(caption), getattr(self.model, "vocabulary", None)
-        if vocabulary is not None:
-            known = set(vocabulary)
-            pieces = [piece for piece in pieces if piece in known]
+        index_of = self._index_of
+        pieces = [piece for piece in bpe_tokenizer().encode(caption) if piece in index_of]
         return bpe_tokenizer().decode(pieces[self.context_length - 2 :])
 
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

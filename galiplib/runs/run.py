@@ -40,7 +40,7 @@ from ..build import (
 )  # fmt: skip
 from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints
 from ..clip.training import learn_clip
-from ..config import SECTIONS, Config, ConfigError, changed, recorded_config
+from ..config import Config, ConfigError, changed, recorded_config
 from ..data.batches import Source, TrainingData
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json
@@ -124,8 +124,7 @@ class Run:
         self.checkpoints = kind(self.folder, config.train.keep_checkpoints)
         with lost_is_said(self.workers):
             # compared before anything else, for what follows depends on them
-            keys = {f"{part}.{name}": value for part in SECTIONS for name, value in getattr(config, part)}
-            self.workers.agree(system=config.system, **keys)
+            self.workers.agree(**config.flat())
             check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
             self._check_folder(allow_changes)
             with same_failure():

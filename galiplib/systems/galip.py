@@ -10,7 +10,8 @@ patch grid.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -24,7 +25,7 @@ from ..clip.bridge import ClipBridge
 from ..config import Config, GalipConfig
 from ..losses import as_leaf, beyond_range, clip_similarity, gradient_penalty, matching_losses
 from ..precision import autocast
-from ..system import Batch, Losses, Noise, Phase, Role, Step, System, TextToImage
+from ..system import Batch, Losses, Phase, Step, System, TextToImage
 
 REFERENCE_SIZES = (8, 16, 32, 64, 128, 224)  # the published network, whose "256" gives 224 x 224
 BRIDGE_SHARE = 0.1  # weight of CLIP's output beside the features that entered it
@@ -33,9 +34,8 @@ BRIDGE_SHARE = 0.1  # weight of CLIP's output beside the features that entered i
 def block_sizes(grid: int, image_size: int | str) -> tuple[int, ...]:
     """The side of every generator block's output.
 
-    Doublings of CLIP's grid where the image size is one (a first block at the grid itself), since doubling with the
-    nearest pixel leaves no pattern; else powers of two up to the image size; for "reference" the published sizes
-    (those above the grid, for a CLIP with a finer one than ViT-B/32's 7 x 7).
+    Doublings of CLIP's grid where the image size is one, since doubling with the nearest pixel leaves no pattern; else
+    powers of two up to the image size; for "reference" the published sizes that lie above the grid.
 
     Raises:
         ValueError: for an image not larger than CLIP's grid.
@@ -44,16 +44,10 @@ def block_sizes(grid: int, image_size: int | str) -> tuple[int, ...]:
         return tuple(size for size in REFERENCE_SIZES if size > grid)
     if image_size <= grid:
         raise ValueError(f"model.image_size = {image_size} must be larger than CLIP's grid of {grid} x {grid} patches")
-    sizes = [grid]
-    while sizes[-1] < image_size:
-        sizes.append(2 * sizes[-1])
-    if sizes[-1] == image_size:
-        return tuple(sizes)
-    power = 1 << grid.bit_length()  # the smallest power of two above the grid
-    sizes = [power]
-    while sizes[-1] < image_size:
-        sizes.append(2 * sizes[-1])
-    return (*sizes[:-1], image_size)
+    doubled = grid * 2 ** math.ceil(math.log2(image_size / grid))
+    first = grid if doubled == image_size else 1 << grid.bit_length()  # the smallest power of two above the grid
+    sizes = (first << step for step in range(image_size.bit_length()))
+    return (*(size for size in sizes if size < image_size), image_size)
 
 
 class FusionBlock(nn.Module):
@@ -78,12 +72,8 @@ class FusionBlock(nn.Module):
 class Generator(TextToImage):
     """Noise (B, Z) and sentence embedding (B, E) -> picture (B, 3, H, W), about [-1, 1] (no tanh).
 
-    In eval mode a picture does not depend on its neighbours in the batch.
-
-    Args:
-        affine: of the fusion blocks.
-        conv: the 3x3 convolutions.
-        given_dim: width of what the affines get; by default noise and sentence together.
+    In eval mode a picture does not depend on its neighbours in the batch. `affine` is that of the fusion blocks,
+    `given_dim` the width of what all affines get, by default noise and sentence together.
     """
 
     def __init__(
@@ -195,11 +185,10 @@ class FeatureDiscriminator(nn.Module):
 class ConditionalHead(nn.Module):
     """Collected features (B, channels, g, g) and sentence (B, E) -> logit (B,): real and matching, or not.
 
-    Two convolutions without padding that shrink the grid to one value; 4x4 both on a 7x7 grid, as published. The
-    published head repeats the sentence over the grid and convolves features and sentence together. Equal and cheaper:
-    convolve the features, and add what the sentence gives, which is the same at every place. A step then computes both
-    parts once for real and mismatched pairs. It is also more exact: over a batch, the hinge losses' pulls on a
-    sentence's weights cancel, to exactly zero here, else to rounding noise that Adam blows up to whole steps.
+    Two convolutions without padding shrink the grid to one value; 4x4 both on a 7x7 grid, as published. There the
+    sentence is repeated over the grid and convolved together with the features. Equal and cheaper: convolve these, and
+    add what the sentence gives, the same at every place; a step computes both once for real and mismatched pairs. And
+    the hinge losses' pulls on a sentence's weights cancel exactly, not to rounding noise that Adam blows up to steps.
     """
 
     def __init__(self, bridge: ClipBridge, config: GalipConfig) -> None:
@@ -254,17 +243,9 @@ class GALIP(System):
     def bridge(self) -> ClipBridge:
         return self._bridge[0]
 
-    def learners(self, role: Role) -> Sequence[nn.Module]:
-        return (self.generator,) if role == "generator" else (self.discriminator, self.head)
-
     def phases(self) -> Sequence[Phase]:
-        return (
-            Phase("d", "discriminator", self.discriminator_losses),
-            Phase("g", "generator", self.generator_losses),
-        )
-
-    def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
-        return super().draw(size, random) | augmentation.draw(self.config, size, random(3))
+        losses_d, losses_g = self.discriminator_losses, self.generator_losses
+        return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
 
     def judge(self, features: Tensor, sentence: Tensor) -> Tensor:
         """Tapped features (B, taps, W, g, g) and sentences (B, E) -> logits (B,)."""
@@ -330,7 +311,7 @@ class GALIP(System):
     def summary(self, noted: dict[str, Tensor]) -> dict[str, float]:
         """`diversity` is 1 - |mean of the fakes' normalised CLIP embeddings, as augmented|^2.
 
-        It is 0 if all are alike, and smaller in small batches. `penalty` is 0 in steps without one.
+        It is 0 if all are alike, and smaller in small batches.
         """
         embedding = noted.pop("embedding")
         return super().summary(noted) | {"diversity": 1 - embedding.square().sum().item()}

@@ -111,8 +111,7 @@ class AttentiveConv(FinishedConv):
 class RatlipGenerator(Generator):
     """GALIP's generator with RATLIP's affines and convolutions.
 
-    In eval mode a picture does not depend on its neighbours in the batch, but for `conditioning: recurrent-reference`,
-    which keeps the published function (see `BatchAffine`) and warns of it once.
+    With `conditioning: recurrent-reference`, as published, pictures depend on their neighbours, of which it warns once.
     """
 
     def __init__(self, bridge: ClipBridge, config: RatlipConfig) -> None:
@@ -129,19 +128,16 @@ class RatlipGenerator(Generator):
             self.recurrent = RecurrentCondition(config.noise_dim, bridge.embed_dim, steps)
 
     def conditions(self, noise: Tensor, sentence: Tensor) -> list[Tensor]:
-        self._warn_of_neighbours(len(noise))
-        if self.recurrent is None:
-            return super().conditions(noise, sentence)
-        return split_condition(self.recurrent(noise, sentence), len(self.fusion) + len(self.blocks))
-
-    def _warn_of_neighbours(self, batch: int) -> None:
-        if self.batch_dependent and not self.training and batch > 1 and not self._warned:
+        if self.batch_dependent and not self.training and len(noise) > 1 and not self._warned:
             self._warned = True
             warnings.warn(
                 "model.conditioning = 'recurrent-reference' reads a batch as a sequence, as RATLIP's published code "
                 "does: pictures depend on the others of their batch and on their order; draw them one by one",
                 stacklevel=5,
             )
+        if self.recurrent is None:
+            return super().conditions(noise, sentence)
+        return split_condition(self.recurrent(noise, sentence), len(self.fusion) + len(self.blocks))
 
 
 class RATLIP(GALIP):
