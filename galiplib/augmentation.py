@@ -16,8 +16,8 @@ from .config import TrainConfig
 def draw(config: TrainConfig, batch: int, random: torch.Generator) -> dict[str, Tensor]:
     """What is done to a step's "real" and "generated" pictures, a row (7,) each; {} if all is switched off.
 
-    A row holds the offsets in pixels down and right; brightness in [-.5, .5], saturation in [0, 2] and contrast in
-    [.5, 1.5] at full strength; and the centre of the square that is blanked, as shares of height and width.
+    A row: offsets in pixels down and right; brightness in [-.5, .5], saturation in [0, 2], contrast in [.5, 1.5] at
+    full strength; the centre of the square that is blanked, as shares of height and width.
     """
     if not (config.shift or config.colour or config.cutout):
         return {}

@@ -136,8 +136,7 @@ class GeneratorBlock(nn.Module):
         """(B, channels_in, h, h), (B, C) or (B, 4, C) -> (B, channels_out, size, size)."""
         first, second = split_condition(condition, 2)
         residual = self._conv_of_upsampled(self.fuse1(x, first))  # (B, channels_out, size, size)
-        residual = self.conv2(self.fuse2(residual, second))
-        return self._upsample(self.shortcut(x), self.mode) + residual
+        return self._upsample(self.shortcut(x), self.mode) + self.conv2(self.fuse2(residual, second))
 
 
 def block_channels(channels: int, blocks: int) -> list[tuple[int, int]]:

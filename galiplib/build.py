@@ -42,7 +42,7 @@ def make_system(bridge: ClipBridge, config: Config) -> System:
     torch.manual_seed(config.train.seed)
     system = system_class(config.system)(bridge, config)
     system.start_average()
-    return system.to(device=bridge.pixel_mean.device, memory_format=torch.channels_last)
+    return system.to(bridge.pixel_mean.device).to(memory_format=torch.channels_last)
 
 
 def make_generator(bridge: ClipBridge, config: Config) -> TextToImage:

@@ -168,7 +168,6 @@ class TrainConfig(Section):
         return self
 
 
-LATER = {"train": {"range_weight": 0.0}}  # keys younger than some runs -> what these runs did without them
 # What `train.recipe=paper` stands for: the authors' step, whatever the profile says; what is set beside it counts.
 PAPER = {
     "lr_g": 1e-4, "lr_d": 4e-4, "clip_weight": 4.0, "penalty_weight": 2.0, "penalty_power": 6.0, "penalty_every": 1,
@@ -281,7 +280,7 @@ def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
     for layer in layers:
         system = layer.get("system", values.get("system", "galip"))
         if system != values.get("system", system):
-            values["model"] = _fitting(system, values.get("model", {}))
+            values["model"] = fitting(system, values.get("model", {}))
         values["system"] = system
         for section, content in layer.items():
             if section in SECTIONS or isinstance(content, dict):
@@ -291,20 +290,17 @@ def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _fitting(system: str, settings: dict[str, Any]) -> dict[str, Any]:
+def fitting(system: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a system has."""
     return {name: value for name, value in settings.items() if name in MODELS.get(system, ModelConfig).model_fields}
 
 
 def _read(profile: str) -> dict[str, Any]:
     """The content of a profile's file."""
-    if profile in profiles():
-        text = (PROFILES / f"{profile}.yaml").read_text()
-    elif profile.endswith(YAML) and Path(profile).is_file():
-        text = Path(profile).read_text()
-    else:
+    path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
+    if path.suffix not in YAML or not path.is_file():
         raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
-    return yaml.safe_load(text) or {}
+    return yaml.safe_load(path.read_text()) or {}
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -327,19 +323,6 @@ def build_config(values: dict[str, Any]) -> Config:
 def _config_of(system: str) -> type[Config]:
     """`Config` with a system's own section `model`."""
     return create_model("Config", __base__=Config, model=(MODELS[system], MODELS[system]()))
-
-
-def recorded_config(values: dict[str, Any]) -> Config:
-    """The `Config` that a file of ours recorded: keys that came later have the value that their absence meant then."""
-    then: dict[str, Any] = {
-        section: {**LATER.get(section, {}), **values[section]} for section in SECTIONS if section in values
-    }
-    if "system" not in values:  # RATLIP was a setting of GALIP's networks
-        settings = then.get("model", {})
-        ratlip = settings.get("attention") or settings.get("conditioning", "affine") != "affine"
-        system = "ratlip" if ratlip else "galip"
-        then |= {"system": system, "model": _fitting(system, settings)}
-    return build_config({**values, **then})
 
 
 def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:

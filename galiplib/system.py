@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import Config, ModelConfig
+from .config import Config
 
 Noise = dict[str, Tensor]  # all that is random in a step, by name; entry i belongs to picture i
 Role = Literal["discriminator", "generator"]
@@ -48,8 +48,7 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         size = len(self.images) // parts
-        cuts = [slice(start, start + size) for start in range(0, len(self.images), size)]
-        return [self.share(cut, self.images[cut]) for cut in cuts]
+        return [self.share(slice(i, i + size), self.images[i : i + size]) for i in range(0, len(self.images), size)]
 
     def share(self, own: slice, images: Tensor) -> Batch:
         """The entries `own` of it, with their images."""
@@ -141,7 +140,7 @@ class System(nn.Module, ABC):
     wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
     generator: TextToImage
-    ema: TextToImage  # its average, which is sampled, measured and exported
+    ema: TextToImage  # the generator's average, which is sampled, measured and exported
 
     def __init__(self, bridge: Any, config: Config) -> None:
         super().__init__()
@@ -150,12 +149,13 @@ class System(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def make_generator(cls, bridge: Any, config: ModelConfig) -> TextToImage:
-        """The generator alone, as a file of weights needs it."""
+    def make_generator(cls, bridge: Any, config: Any) -> TextToImage:
+        """The generator alone, as a file of weights needs it; `config` is the system's own section `model`."""
 
     def learners(self, role: Role) -> Sequence[nn.Module]:
         """The networks that phases of this role update; here `discriminator` and `head` on the one side."""
-        return (self.generator,) if role == "generator" else (self.discriminator, self.head)
+        names = ("generator",) if role == "generator" else ("discriminator", "head")
+        return [self.get_submodule(name) for name in names]
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
@@ -181,9 +181,6 @@ class System(nn.Module, ABC):
         return {name: value.item() for name, value in noted.items()}
 
     def compile_networks(self, backend: str = "inductor") -> None:
-        """`train.compile`: the generator through torch.compile; not what a penalty differentiates twice.
-
-        What can't be compiled (no C++ compiler at hand, say) runs as it is, with a warning by torch.
-        """
+        """`train.compile`: all that no penalty differentiates twice; what can't be compiled runs as it is."""
         torch._dynamo.config.suppress_errors = True
         self.generator.compile(dynamic=False, backend=backend)

@@ -1,7 +1,6 @@
 """The training loop of every system: a generator of step reports.
 
-Saving, plotting and logging are its consumers. Everything random in step n follows from (seed, n) alone, so a run that
-goes on from a checkpoint is the run that was never interrupted.
+Everything random in step n follows from (seed, n) alone, so a run that goes on is the run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +34,9 @@ class StepReport:
     rollbacks: int = 0  # of the run so far
 
     def __getattr__(self, name: str) -> float:
-        try:
-            return self.__dict__["noted"][name]
-        except KeyError:
-            raise AttributeError(f"this step's report has no {name}") from None
+        if name in (noted := self.__dict__.get("noted", {})):
+            return noted[name]
+        raise AttributeError(f"this step's report has no {name}")
 
     def record(self) -> dict[str, Any]:
         """All of it, flat: a line of metrics.jsonl."""
@@ -148,8 +146,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 def update_ema(system: System, step: int, config: TrainConfig) -> None:
     """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far.
 
-    Batch norm's running statistics are averaged along with the weights that they belong to. The authors keep no
-    average: with recipe "paper" it is the generator itself.
+    Running statistics are averaged along with their weights. Recipe "paper" keeps no average, as published.
     """
     half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
     keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
@@ -159,18 +156,11 @@ def update_ema(system: System, step: int, config: TrainConfig) -> None:
         average.lerp_(buffer, 1 - keep) if buffer.is_floating_point() else average.copy_(buffer)
 
 
-class Data(Protocol):
-    """Where batches come from, as `data.batches.TrainingData` gives them."""
-
-    def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
-        """A step's pictures, those of `part`, (b, 3, H, W), and all of its sentences, (B, E)."""
-
-
 def train(
-    system: System, optimizers: Optimizers, data: Data, config: TrainConfig, start: int = 0, attempt: int = 0,
+    system: System, optimizers: Optimizers, data: Any, config: TrainConfig, start: int = 0, attempt: int = 0,
     workers: Worker | None = None,
 ) -> Iterator[StepReport]:  # fmt: skip
-    """Steps `start + 1` to `config.max_steps`, a report each; the caller may stop between any two.
+    """Steps `start + 1` to `config.max_steps` on `data.batches.TrainingData`, a report each; stop between any two.
 
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from galiplib import Run, load_clip, load_discriminator, load_generator, sample
-from galiplib.config import recorded_config
+from galiplib.checkpoints.store import recorded_config
 from galiplib.evaluation import list_pictures, load_statistics
 from galiplib.sampling.folder import read_captions, sample_file
 from galiplib.sampling.provenance import Origin, fingerprint, read_png

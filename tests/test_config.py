@@ -1,12 +1,12 @@
 import pytest
 
+from galiplib.checkpoints.store import recorded_config
 from galiplib.config import (
     ConfigError,
     build_config,
     changed,
     load_config,
     profiles,
-    recorded_config,
     valid_keys,
     variants,
 )

@@ -10,12 +10,12 @@ from torch import nn
 
 from ..build import make_bridge, make_generator, make_system, with_own_clip
 from ..clip.bridge import CLIP, ClipBridge
-from ..config import Config, recorded_config
+from ..config import Config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
 from .published import Published, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
-from .store import FOLDER, KIND, Checkpoints
+from .store import FOLDER, KIND, Checkpoints, recorded_config
 
 SHIPPED = WEIGHTS / "generator_mini.safetensors"
 Network = TypeVar("Network", bound=nn.Module)

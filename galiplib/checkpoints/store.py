@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from ..config import SECTIONS, Config, build_config, fitting
 from ..files import WeightsError, load_torch, write_atomically
 
 FOLDER = "checkpoints"
 KIND = "galiplib generator"  # of a finished run's exported file
+LATER = {"train": {"range_weight": 0.0}}  # keys younger than some runs -> what these runs did without them
 
 
 class CheckpointError(OSError):
@@ -116,3 +118,16 @@ def find_checkpoints(folder: str | Path = "outputs") -> list[Path]:
     folder = Path(folder)
     runs = {path.parent.parent for path in folder.glob(f"**/{FOLDER}/step_*.pt")}
     return sorted(runs) + sorted(folder.glob("**/state_epoch_*.pth"))
+
+
+def recorded_config(values: dict[str, Any]) -> Config:
+    """The `Config` that a file of ours recorded: keys that came later have the value that their absence meant then."""
+    then: dict[str, Any] = {
+        section: {**LATER.get(section, {}), **values[section]} for section in SECTIONS if section in values
+    }
+    if "system" not in values:  # RATLIP was a setting of GALIP's networks
+        settings = then.get("model", {})
+        ratlip = settings.get("attention") or settings.get("conditioning", "affine") != "affine"
+        system = "ratlip" if ratlip else "galip"
+        then |= {"system": system, "model": fitting(system, settings)}
+    return build_config({**values, **then})

@@ -18,9 +18,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..build import cache_name, held_out_data, make_bridge, make_data, pick_device, with_own_clip
+from ..checkpoints.store import recorded_config
 from ..clip.bridge import ClipBridge
 from ..clip.training import learn_clip
-from ..config import ClipConfig, Config, DataConfig, load_config, recorded_config
+from ..config import ClipConfig, Config, DataConfig, load_config
 from ..data.batches import Source, TrainingData
 from ..evaluation import measure_generator
 from ..files import write_json

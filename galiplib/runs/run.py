@@ -38,9 +38,9 @@ from ..build import (
     pick_device,
     with_own_clip,
 )  # fmt: skip
-from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints
+from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints, recorded_config
 from ..clip.training import learn_clip
-from ..config import Config, ConfigError, changed, recorded_config
+from ..config import Config, ConfigError, changed
 from ..data.batches import Source, TrainingData
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json

@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ REFERENCE_SIZES = (8, 16, 32, 64, 128, 224)  # the published network, whose "256
 BRIDGE_SHARE = 0.1  # weight of CLIP's output beside the features that entered it
 
 
-def block_sizes(grid: int, image_size: int | str) -> tuple[int, ...]:
+def block_sizes(grid: int, image_size: int | Literal["reference"]) -> tuple[int, ...]:
     """The side of every generator block's output.
 
     Doublings of CLIP's grid where the image size is one, since doubling with the nearest pixel leaves no pattern; else
@@ -231,12 +231,13 @@ class GALIP(System):
 
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
-        self.generator: TextToImage = self.generator_class(bridge, config.model)
-        self.discriminator = FeatureDiscriminator(bridge, config.model)
-        self.head = ConditionalHead(bridge, config.model)
+        settings: Any = config.model  # a GalipConfig, or one that builds on it
+        self.generator: TextToImage = self.generator_class(bridge, settings)
+        self.discriminator = FeatureDiscriminator(bridge, settings)
+        self.head = ConditionalHead(bridge, settings)
 
     @classmethod
-    def make_generator(cls, bridge: ClipBridge, config: GalipConfig) -> TextToImage:
+    def make_generator(cls, bridge: ClipBridge, config: Any) -> TextToImage:
         return cls.generator_class(bridge, config)
 
     @property

@@ -8,7 +8,7 @@ them and say why. The generator gets the real picture whose caption is used, as 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,12 @@ class PictureGALIP(GALIP):
 
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
-        self.generator = self.around(self.generator, config.model)
-        self.settings = config.model
+        self.settings = cast(PictureConfig, config.model)
+        self.generator: PictureGenerator = self.around(cast(Generator, self.generator), self.settings)
 
     @classmethod
-    def make_generator(cls, bridge: ClipBridge, config: PictureConfig) -> PictureGenerator:
-        return cls.around(super().make_generator(bridge, config), config)
+    def make_generator(cls, bridge: ClipBridge, config: Any) -> PictureGenerator:
+        return cls.around(Generator(bridge, config), config)
 
     @staticmethod
     @abstractmethod
@@ -140,7 +140,7 @@ class ResidualGALIP(PictureGALIP):
     def gain_gradient(self, noise: Tensor, sentence: Tensor, images: Tensor) -> float:
         """d loss / d gain at 1, for gain * block(picture) + generator(noise, sentence): above 0, less is better."""
         with torch.no_grad():
-            image_part, generated = self.generator.branches(noise, sentence, images)
+            image_part, generated = cast(ResidualGenerator, self.generator).branches(noise, sentence, images)
         gain = torch.ones((), device=noise.device, requires_grad=True)
         return torch.autograd.grad(self.loss_of(gain * image_part + generated, sentence), gain)[0].item()
 
