@@ -7,7 +7,9 @@ import torch
 import torch.multiprocessing as mp
 
 CONTEXT = mp.get_context("forkserver")  # a server that has imported all this once, and computed nothing, forks them
-CONTEXT.set_forkserver_preload(["pytest", "torch.distributed", "galiplib.runs.run", "galiplib.evaluation"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "torch.distributed", "torch._dynamo", "galiplib.runs.run", "galiplib.evaluation"]
+)
 
 
 def launch(work, processes, *args):
