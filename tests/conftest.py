@@ -24,7 +24,7 @@ TINY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config():
     """Profile mini with small networks and few pictures (the CLIP is the shipped one)."""
     return lambda **more: load_config("mini", {**TINY, **{key.replace("__", "."): v for key, v in more.items()}})

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,16 +32,31 @@ from galiplib.training import Optimizers, train, train_step
 EVERY = {"train.colour": 0.5, "train.cutout": 0.3, "train.shift": 2}  # all that is random in a step
 
 
+SETTINGS = {"train__max_steps": 6, "train__checkpoint_every": 2, "train__sample_every": 100}
+
+
 @pytest.fixture
 def opened(tiny_config, tmp_path):
     """Opens the run in a folder, the default one again and again."""
+    return lambda name="run", **more: Run(tmp_path / name, tiny_config(**SETTINGS | more), "cpu", progress=False)
 
-    def open_run(name="run", **more):
-        settings = {"train__max_steps": 6, "train__checkpoint_every": 2, "train__sample_every": 100,
-                    "train__evaluate_every": 0}  # fmt: skip
-        return Run(tmp_path / name, tiny_config(**{**settings, **more}), "cpu", progress=False)
 
-    return open_run
+@pytest.fixture(scope="module")
+def whole(tiny_config, tmp_path_factory):
+    """The run that nothing happened to."""
+    run = Run(tmp_path_factory.mktemp("whole"), tiny_config(**SETTINGS), "cpu", progress=False)
+    list(run.train())
+    return run
+
+
+@pytest.fixture(scope="module")
+def four_steps(tiny_config, tmp_path_factory):
+    """The folder of one that was stopped after four, to be copied."""
+    run = Run(tmp_path_factory.mktemp("four"), tiny_config(**SETTINGS), "cpu", progress=False)
+    for report in run.train():
+        if report.step == 4:
+            break
+    return run.folder
 
 
 def state_of(run):
@@ -95,9 +111,8 @@ def test_stop_signals_end_after_the_step_and_the_run_goes_on_exactly(opened):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interruption_inside_a_step_costs_only_that_step(opened, monkeypatch):
-    whole = opened("whole")
-    list(whole.train())
+@pytest.mark.xdist_group("whole")
+def test_an_interruption_inside_a_step_costs_only_that_step(whole, opened, monkeypatch):
     run = opened()
     apply = type(run.optimizers.adam["generator"]).step
 
@@ -126,7 +141,8 @@ def test_killed_at_random_times_it_ends_as_if_nothing_had_been(tmp_path):
     command = [sys.executable, "-m", "galiplib.cli", "train", "--device", "cpu"]
     command += [part for setting in settings for part in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--out", tmp_path / "whole"], check=True, capture_output=True, env=environment)
+    config = load_config("mini", settings)
+    list(Run(tmp_path / "whole", config, "cpu", progress=False).train())
     rng, kills = random.Random(0), 0
     while kills < 2:
         process = subprocess.Popen([*command, "--out", tmp_path / "killed"], env=environment,
@@ -143,7 +159,7 @@ def test_killed_at_random_times_it_ends_as_if_nothing_had_been(tmp_path):
         process.kill()
         process.wait()
         kills += 1
-    subprocess.run([*command, "--out", tmp_path / "killed"], check=True, capture_output=True, env=environment)
+    list(Run(tmp_path / "killed", config, "cpu", progress=False).train())
     one, other = (torch.load(tmp_path / name / "checkpoints" / "step_000008.pt") for name in ("whole", "killed"))
     equal(one, other)
     metrics = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
@@ -212,15 +228,11 @@ def flipped(data):
     return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
 
 
+@pytest.mark.xdist_group("whole")
 @pytest.mark.parametrize("damage", [cut, flipped, lambda data: b"", lambda data: b"x" * 5000])
-def test_of_a_damaged_checkpoint_the_one_before_is_used(opened, tmp_path, damage):
-    whole = opened("whole")
-    list(whole.train())
-    run = opened()
-    for report in run.train():
-        if report.step == 4:
-            break
-    newest, before = run.checkpoints.numbered()
+def test_of_a_damaged_checkpoint_the_one_before_is_used(whole, four_steps, opened, tmp_path, damage):
+    shutil.copytree(four_steps, tmp_path / "run")
+    before, newest = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match=f"{newest.name} .*; going on from {before.name}"):
         resumed = opened()
