@@ -55,7 +55,7 @@ def test_every_way_of_sampling(monkeypatch, tmp_path, capsys):
     galip(monkeypatch, "sample", red, "--count", 1, *guided, "--out", one)
     galip(monkeypatch, "replay", one, "--out", again)
     assert one.read_bytes() == again.read_bytes()
-    galip(monkeypatch, "sample", red, "--count", 6, "--best", 2, "--out", tmp_path / "best.png")
+    galip(monkeypatch, "sample", red, "--count", 6, "--best", 2, "--device", "cpu", "--out", tmp_path / "best.png")
     assert capsys.readouterr().out.count("CLIP similarity 0.") == 2
     galip(monkeypatch, "sample", red, blue, "--count", 3, "--out", tmp_path / "grid.png")
     galip(monkeypatch, "walk", red, "--to-seed", 5, "--steps", 3, "--out", tmp_path / "walk.gif")
