@@ -3,45 +3,17 @@
 `evaluate` measures a generator, `compare` several checkpoints; the measures themselves are functions of features or of
 pictures (`measures`, `pixels`), so that all of it runs offline on any features.
 """
+# ruff: noqa: F401, I001
 
 from ..images import EvaluationError, to_range
 from .comparison import Comparison, compare
 from .evaluate import Evaluation, distance_of, evaluate, evaluate_folder, measure_folder, measure_generator
 from .features import Extractor, extractor, load_statistics, real_statistics, save_statistics
 from .measures import (
-    Frechet,
-    Measured,
-    Moments,
-    Statistics,
-    as_asked,
-    caption_accuracy,
-    clip_score,
-    clip_similarity,
-    cosines,
-    diversity,
-    frechet_distance,
-    frechet_floor,
-    frechet_of,
-    halves,
-    jackknife,
-    judge_features,
-    kernel_distance,
-    mean_of,
-    precision_recall,
-    r_precision,
-    share_of,
-    statistics_of,
-)
+    Frechet, Measured, Moments, Statistics, as_asked, caption_accuracy, clip_score, clip_similarity, cosines, diversity,
+    frechet_distance, frechet_floor, frechet_of, halves, jackknife, judge_features, kernel_distance, mean_of,
+    precision_recall, r_precision, share_of, statistics_of,
+)  # fmt: skip
 from .passes import list_pictures, read_pictures
 from .pixels import PixelMeasure, pixel_measure
 from .protocol import Plan, generate, noise_of_pictures, plan
-
-__all__ = [
-    "Comparison", "Evaluation", "EvaluationError", "Extractor", "Frechet", "Measured", "Moments",
-    "PixelMeasure", "Plan", "Statistics", "as_asked", "caption_accuracy", "clip_score", "clip_similarity", "compare",
-    "cosines", "distance_of", "diversity", "evaluate", "evaluate_folder", "extractor",
-    "frechet_distance", "frechet_floor", "frechet_of", "generate", "halves", "jackknife", "judge_features",
-    "kernel_distance", "list_pictures", "load_statistics", "mean_of", "measure_folder", "measure_generator",
-    "noise_of_pictures", "pixel_measure", "plan", "precision_recall", "r_precision", "read_pictures", "real_statistics",
-    "save_statistics", "share_of", "statistics_of", "to_range",
-]  # fmt: skip

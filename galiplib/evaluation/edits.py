@@ -27,18 +27,12 @@ CONTROL = 7  # rows further on: the picture that was not given
 
 @dataclass(frozen=True)
 class Edits:
-    """Pictures made from a given picture and the caption of another one; entry i of each belongs together.
+    """Pictures made from a given picture and the caption of another one; entry i of each belongs together."""
 
-    Attributes:
-        made, given: (N, 3, H, W) in [-1, 1].
-        captions: N captions.
-        truth: of mini birds the given pictures' class indices, (N, 4) in the order of `judge.JUDGED`; else None.
-    """
-
-    made: Tensor
-    given: Tensor
+    made: Tensor  # (N, 3, H, W) in [-1, 1]
+    given: Tensor  # likewise
     captions: list[str]
-    truth: Tensor | None
+    truth: Tensor | None  # of mini birds the given pictures' class indices, (N, 4) in the order of `judge.JUDGED`
 
 
 def make_edits(
@@ -46,9 +40,7 @@ def make_edits(
 ) -> Edits:
     """Give the generator `count` pictures of a held-out split, each with the next picture's caption (or its `own`).
 
-    Raises:
-        ValueError: for more pictures than the split has.
-        EvaluationError: for a picture that is not finite.
+    Raises ValueError for more pictures than the split has, EvaluationError for one that is not finite.
     """
     if count > len(source):
         raise ValueError(f"{count} pictures are asked for, the split has {len(source)}")
@@ -74,13 +66,10 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
     """What is kept of the given pictures, and how the captions are followed.
 
     Returns:
-        rmse, rmse_control: root mean square difference of pixels ([-1, 1]) to the given picture, to another one.
-        clip_image, clip_image_control: mean cosine of CLIP embeddings with the given picture, with another one.
-        clip_text: mean cosine of CLIP embeddings with the caption.
-        follows: with a judge, the share of attributes that the caption names, and the given picture has otherwise,
-            in which the made picture is as the caption says.
-        keeps, keeps_control: with a judge, the share of attributes that the caption leaves open in which the made
-            picture is as the given one, as another one.
+        rmse, clip_image: of pixels ([-1, 1]) the root mean square difference to the given picture, of CLIP's embeddings
+            the mean cosine; ..._control: with another one. clip_text: the mean cosine with the caption.
+        With a judge, of attributes that the caption names, and the given picture has otherwise, the share in which the
+            made one `follows` it; of those left open in which it `keeps` the given one's, another one's (keeps_control).
 
     Raises:
         ValueError: for a judge where the truth about the given pictures is not known.
@@ -90,13 +79,10 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
         torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])  # (N, E)
         for images in (made, given)
     )
-    result = {
-        "rmse": F.mse_loss(made, given).sqrt().item(),
-        "rmse_control": F.mse_loss(made, given.roll(CONTROL, 0)).sqrt().item(),
-        "clip_image": F.cosine_similarity(own, kept).mean().item(),
-        "clip_image_control": F.cosine_similarity(own, kept.roll(CONTROL, 0)).mean().item(),
-        "clip_text": F.cosine_similarity(own, embed_captions(bridge, edits.captions)).mean().item(),
-    }
+    result = {"clip_text": F.cosine_similarity(own, embed_captions(bridge, edits.captions)).mean().item()}
+    for end, shift in (("", 0), ("_control", CONTROL)):
+        result[f"rmse{end}"] = F.mse_loss(made, given.roll(shift, 0)).sqrt().item()
+        result[f"clip_image{end}"] = F.cosine_similarity(own, kept.roll(shift, 0)).mean().item()
     if judge is None:
         return result
     if edits.truth is None:

@@ -36,14 +36,12 @@ COLUMNS = [list(ATTRIBUTES).index(name) for name in JUDGED]  # of `MiniBirds.lab
 SIZE = 56  # side of the pictures it looks at
 FEATURES = 128
 CHECK_SEED = 20_240_611  # of the drawings that accuracy is measured on; a data set would rarely have it
+COMMAND = ("python", "-m", "galiplib.evaluation.judge")
 BLUR = 2.0  # standard deviation in pixels at which accuracy on soft pictures is measured
 
 
 class Judge(nn.Module):
-    """Pictures -> which of its values every judged attribute has.
-
-    `provenance`, where the judge came from a file, says how it was made.
-    """
+    """Pictures -> which of its values every judged attribute has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +61,7 @@ class Judge(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(ATTRIBUTES[name])) for name in JUDGED})
-        self.provenance: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}  # how it was made, as its file says
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> penultimate features (B, 128), not negative."""
@@ -116,11 +114,11 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     """
     batch = len(images)
 
-    def uniform(low: float, high: float) -> Tensor:
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
         return (low + (high - low) * torch.rand(batch, generator=rng)).view(-1, 1, 1, 1)
 
     def some(value: Tensor, share: float, otherwise: float) -> Tensor:
-        return torch.where(torch.rand(batch, generator=rng).view(-1, 1, 1, 1) < share, value, otherwise)
+        return torch.where(uniform() < share, value, otherwise)
 
     angle, scale = uniform(-0.1, 0.1), uniform(0.92, 1.08)
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -148,11 +146,11 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """One training step: its number, the mean cross-entropy, and the batch's share of right answers."""
+    """One training step."""
 
     step: int
-    loss: float
-    accuracy: float
+    loss: float  # cross-entropy, mean over attributes
+    accuracy: float  # the batch's share of right answers
 
 
 def train_judge(
@@ -160,10 +158,8 @@ def train_judge(
 ) -> Iterator[JudgeReport]:
     """Train `judge` in place on augmented pictures, a report a step: AdamW, warm-up, cosine to zero.
 
-    Batches come from shuffled passes over `data` (see `drawings`). After the last step the judge is in eval.
-
-    Raises:
-        ValueError: for a batch larger than the data.
+    Batches come from shuffled passes over `data` (`drawings`); afterwards the judge is in eval mode. Raises ValueError
+    for a batch larger than the data.
     """
     if batch_size > len(data):
         raise ValueError(f"a batch of {batch_size} needs as many drawings, not {len(data)}")
@@ -181,15 +177,15 @@ def train_judge(
             if len(order) < batch_size:
                 order = torch.randperm(len(data), generator=rng)
             rows, order = order[:batch_size], order[batch_size:]
-            images = augment(to_images(data.images[rows.numpy()]), rng)
+            images, truth = augment(to_images(data.images[rows.numpy()]), rng), labels[rows]
             logits = list(judge(images.to(memory_format=torch.channels_last)).values())
-            loss = torch.stack([F.cross_entropy(own, labels[rows, i]) for i, own in enumerate(logits)]).mean()
+            loss = torch.stack(list(map(F.cross_entropy, logits, truth.unbind(1)))).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             found = torch.stack([own.argmax(1) for own in logits], dim=1)  # (B, 4)
-            yield JudgeReport(step, loss.item(), (found == labels[rows]).float().mean().item())
+            yield JudgeReport(step, loss.item(), (found == truth).float().mean().item())
     finally:
         judge.eval()
 
@@ -207,17 +203,13 @@ def measure(judge: Judge, data: minibirds.MiniBirds, sigma: float = 0.0, batch_s
 
 
 def save_judge(path: str | Path, judge: Judge, provenance: dict[str, Any]) -> None:
-    """Write the judge as fp16 safetensors with `provenance` as JSON in the header; atomic. Raises OSError."""
+    """Write the judge in fp16, with `provenance` in the header; raises OSError."""
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in judge.state_dict().items()}
     save_weights(path, KIND, tensors, provenance)
 
 
 def load_judge(path: str | Path = "shipped") -> Judge:
-    """A frozen judge in eval mode, fp32 on the CPU; `.provenance` says how it was made.
-
-    Raises:
-        WeightsError: (a ValueError) for a file that is missing, damaged or no judge; it says how to make one.
-    """
+    """A frozen judge in eval mode, fp32 on the CPU; raises WeightsError, with how to make one, if it can't be read."""
     path = SHIPPED if path == "shipped" else Path(path)
     judge = Judge()
     try:
@@ -226,7 +218,7 @@ def load_judge(path: str | Path = "shipped") -> Judge:
     except (WeightsError, RuntimeError) as error:
         raise WeightsError(
             f"no judge can be read from {path}: {' '.join(str(error).split())[:300]}; make it with "
-            f"`{shlex.join(['python', '-m', 'galiplib.evaluation.judge', '--out', str(path)])}` (a few minutes)"
+            f"`{shlex.join([*COMMAND, '--out', str(path)])}` (a few minutes)"
         ) from None
     return judge.eval().requires_grad_(False)
 
@@ -234,12 +226,12 @@ def load_judge(path: str | Path = "shipped") -> Judge:
 def main(arguments: list[str] | None = None) -> None:
     """Train a judge, measure it, write it with its provenance."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m galiplib.evaluation.judge", description="Trains the judge.")
+    parser = argparse.ArgumentParser(prog=" ".join(COMMAND), description="Trains the judge.")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
-    for name, usual in {"steps": 1000, "batch-size": 64, "lr": 2e-3, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=type(usual), default=usual)
-    parser.add_argument("--drawings", type=int, default=12_000, help="pictures to train on")
-    parser.add_argument("--check", type=int, default=2000, help="fresh pictures a split")
+    usual = {"steps": 1000, "batch-size": 64, "lr": 2e-3, "seed": 0, "drawings": 12_000, "check": 2000}
+    told = {"drawings": "pictures to train on", "check": "fresh pictures a split"}
+    for name, value in usual.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=told.get(name))
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
@@ -253,13 +245,17 @@ def main(arguments: list[str] | None = None) -> None:
     for split, name in (("seen", "seen"), ("test", "held_out")):
         fresh = minibirds.build(split, args.check, SIZE, CHECK_SEED)
         accuracy |= {name: measure(judge, fresh), f"{name}_blurred": measure(judge, fresh, BLUR)}
-    made = {"train": args.drawings, "train_attributes": "independent and uniform", "check_each": args.check}
-    made |= {"check_seed": CHECK_SEED, "image_size": SIZE, "blur_sigma": BLUR}
-    command = shlex.join(["python", "-m", "galiplib.evaluation.judge", *arguments])
-    provenance: dict[str, Any] = {"command": command, "data": made}
-    provenance |= {name: getattr(args, name) for name in ("seed", "steps", "batch_size", "lr")}
-    provenance |= {"parameters": sum(p.numel() for p in judge.parameters()), "threads": torch.get_num_threads()}
-    save_judge(args.out, judge, provenance | {"accuracy": accuracy, "torch": torch.__version__})
+    provenance = {
+        "command": shlex.join([*COMMAND, *arguments]),
+        "data": {
+            "train": args.drawings, "train_attributes": "independent and uniform", "check_each": args.check,
+            "check_seed": CHECK_SEED, "image_size": SIZE, "blur_sigma": BLUR,
+        },
+        "seed": args.seed, "steps": args.steps, "batch_size": args.batch_size, "lr": args.lr,
+        "parameters": sum(p.numel() for p in judge.parameters()), "threads": torch.get_num_threads(),
+        "accuracy": accuracy, "torch": torch.__version__,
+    }  # fmt: skip
+    save_judge(args.out, judge, provenance)
     for name, values in accuracy.items():
         print(f"{name:17}", "  ".join(f"{attribute} {value:.4f}" for attribute, value in values.items()))
 

@@ -50,7 +50,7 @@ class Statistics(NamedTuple):
 
 
 class Frechet(NamedTuple):
-    """A Fréchet distance and the pictures on its sides."""
+    """A Fréchet distance, and the pictures on its sides."""
 
     value: float
     real: int
@@ -58,10 +58,7 @@ class Frechet(NamedTuple):
 
 
 class Moments:
-    """Sums from which mean and covariance follow, batch by batch, apart for each of some groups of samples.
-
-    Its memory doesn't grow with the number of pictures, and statistics of any of the groups together cost nothing more.
-    """
+    """Sums from which mean and covariance of any groups of samples follow, whatever the number of samples."""
 
     def __init__(self, dim: int, groups: int = 1) -> None:
         self.dim, self.groups = dim, groups
@@ -94,11 +91,7 @@ class Moments:
                 dist.all_reduce(sums)
 
     def statistics(self, groups: Sequence[int] | None = None) -> Statistics:
-        """The statistics of some groups together, by default of all; the covariance with N - 1, as numpy has it.
-
-        Raises:
-            EvaluationError: for fewer than two samples.
-        """
+        """Those of some groups together, by default of all, with N - 1; raises EvaluationError for fewer than two."""
         chosen = list(range(self.groups) if groups is None else groups)
         number = int(self.count[chosen].sum())
         if number < 2:
@@ -120,11 +113,8 @@ def frechet_of(real: Statistics, fake: Statistics) -> Frechet:
     """The Fréchet distance of two Gaussians (Dowson and Landau, 1982; Heusel et al., 2017), in float64.
 
     |m - m'|^2 + trace(C + C' - 2 (C C')^(1/2)); the trace of the root is that of (R C' R)^(1/2) with R = C^(1/2), which
-    needs symmetric matrices' eigenvalues only. Warns of fewer samples than dimensions: a covariance is singular then,
-    and the value says little.
-
-    Raises:
-        EvaluationError: for statistics of unlike width.
+    needs symmetric matrices' eigenvalues only. Warns of fewer samples than dimensions, where a covariance is singular;
+    raises EvaluationError for unlike widths.
     """
     if real.mu.shape != fake.mu.shape:
         raise EvaluationError(f"statistics of {len(real.mu)} features don't compare with those of {len(fake.mu)}")
@@ -139,11 +129,7 @@ def frechet_of(real: Statistics, fake: Statistics) -> Frechet:
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> Frechet:
-    """`frechet_of` the Gaussians fitted to two sets of features (N, D), (M, D).
-
-    Raises:
-        EvaluationError: for fewer than two samples a side, or features of unlike width or not finite.
-    """
+    """`frechet_of` the Gaussians of features (N, D), (M, D); EvaluationError where those aren't two or more, finite."""
     if real.ndim != 2 or real.shape[1:] != fake.shape[1:]:
         raise EvaluationError(f"features must be (N, D), (M, D): {tuple(real.shape)}, {tuple(fake.shape)}")
     if min(len(real), len(fake)) < 2:
@@ -159,25 +145,15 @@ def halves(features: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def frechet_floor(real: Tensor, seed: int = 0) -> Frechet:
-    """What perfect pictures would get: the distance of two disjoint random halves of real features (N, D).
-
-    Compare with distances of N // 2 pictures a side. Raises EvaluationError for fewer than four.
-    """
+    """What perfect pictures would get, at N // 2 a side: the distance of two random halves of real features (N, D)."""
     return frechet_distance(*halves(real, seed))
 
 
 def halved_distance(real: Moments, other: Moments) -> Measured:
     """Fréchet distance of each half's real pictures to the other half's others, mean over several ways to halve.
 
-    One way alone may be a lucky one.
-
-    Args:
-        real: of real pictures, in `GROUPS` groups.
-        other: of pictures that belong to them, in the same groups first; the real ones themselves give the floor.
-
-    Returns:
-        The distance, with a standard error by leaving out a group at a time; NaN where there are too few pictures for
-        that, or too wide features.
+    Both in `GROUPS` groups (first), picture by picture; `real` itself as `other` gives the floor. No standard error
+    where there are too few pictures, or too wide features.
     """
 
     def distance(groups: Sequence[int]) -> float:
@@ -202,11 +178,8 @@ def halved_distance(real: Moments, other: Moments) -> Measured:
 def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
     """Kernel distance of features (N, D), (M, D) (KID over Inception's; Bińkowski et al., 2018): unbiased.
 
-    The squared MMD with the kernel (x . y / D + 1)^3, of all pairs, where subsets are usual: the same on average. Its
-    standard error is by leaving out a tenth of both sides at a time.
-
-    Raises:
-        EvaluationError: for fewer than four samples a side.
+    The squared MMD with the kernel (x . y / D + 1)^3, of all pairs, where subsets are usual: the same on average; its
+    error leaves out a tenth of both sides at a time. Raises EvaluationError for fewer than four samples a side.
     """
     if min(len(real), len(fake)) < 4:
         raise EvaluationError(f"a kernel distance needs four samples a side, not {len(real)} and {len(fake)}")
@@ -232,22 +205,17 @@ def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[str, Measured]:
     """How much of the generated is like something real, and the other way round, on features (N, D), (M, D).
 
-    Returns:
-        precision, recall (Kynkäänniemi et al., 2019): share of the generated (real) that lies in the ball of some real
-        (generated) one, reaching to its `neighbours`-th neighbour. density, coverage (Naeem et al., 2020): in how many
-        real balls a generated one lies, over `neighbours`; share of real balls that hold a generated one.
-
-    Raises:
-        EvaluationError: for not more than `neighbours` samples a side.
+    precision, recall (Kynkäänniemi et al., 2019): share of the generated (real) that lies in the ball of some real
+    (generated) one, reaching to its `neighbours`-th neighbour. density, coverage (Naeem et al., 2020): in how many real
+    balls a generated one lies, over `neighbours`; share of real balls that hold one. EvaluationError for too few.
     """
     if min(len(real), len(fake)) <= neighbours:
         raise EvaluationError(f"needs more than {neighbours} samples a side, not {len(real)} and {len(fake)}")
     real, fake = real.double().cpu(), fake.double().cpu()
 
     def reach(features: Tensor) -> Tensor:
-        """The distance of each feature to its k-th neighbour, itself not counted."""
-        parts = [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(CHUNK)]
-        return torch.cat(parts)
+        parts = features.split(CHUNK)  # + 1: each is its own first neighbour
+        return torch.cat([torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in parts])
 
     real_reach, fake_reach = reach(real), reach(fake)
     in_real = torch.zeros(len(fake))  # real balls around each generated one
@@ -260,20 +228,15 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[st
         covered |= inside.any(0)
         in_fake |= (distance <= fake_reach[part, None]).any(0)
     return {
-        "precision": share_of(in_real > 0),
-        "recall": share_of(in_fake),
-        "density": mean_of(in_real / neighbours),
-        "coverage": share_of(covered),
-    }
+        "precision": share_of(in_real > 0), "recall": share_of(in_fake),
+        "density": mean_of(in_real / neighbours), "coverage": share_of(covered),
+    }  # fmt: skip
 
 
 def diversity(features: Tensor, groups: Sequence[int]) -> Tensor:
-    """Mean distance of pictures of one caption -> a value for every caption with two pictures or more.
+    """Features (N, D) and the numbers of their captions -> mean distance within each caption that has two or more.
 
-    Features (N, D), and for each the number of its caption. 0 is a generator that draws a caption always alike.
-
-    Raises:
-        EvaluationError: if no caption has two pictures.
+    0 is a generator that draws a caption always alike. Raises EvaluationError if no caption has two pictures.
     """
     own = torch.as_tensor(groups)
     sets = [features[own == group].double() for group in own.unique()]
@@ -287,10 +250,7 @@ def diversity(features: Tensor, groups: Sequence[int]) -> Tensor:
 
 
 def cosines(image: Tensor, text: Tensor) -> Tensor:
-    """Embeddings (N, E), (N, E) -> CLIP similarity of each pair, (N,) float64 in [-1, 1].
-
-    With the reference convention of `ClipBridge` their mean is what the papers of this field publish (about 0.3).
-    """
+    """CLIP similarity of each pair of embeddings (N, E) -> (N,), float64; as published by `reference` (about 0.3)."""
     return F.cosine_similarity(image.double(), text.double())
 
 
@@ -302,10 +262,8 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
 def r_precision(image: Tensor, text: Tensor, captions: Sequence[str], candidates: int = 100, seed: int = 0) -> Tensor:
     """Whether a picture's own caption fits best among `candidates` (Xu et al., AttnGAN, 2018, sec. 4) -> (N,) 0 or 1.
 
-    Embeddings (N, E), (N, E) and the N captions: the others are drawn from those of other wording.
-
-    Raises:
-        EvaluationError: for fewer different captions than `candidates`.
+    Embeddings (N, E), (N, E) and the N captions: the others are drawn from those of other wording. Raises
+    EvaluationError for fewer different captions than `candidates`.
     """
     rows: dict[str, int] = {}  # caption -> the first row that has it
     for row, caption in enumerate(captions):
@@ -330,13 +288,10 @@ def judge_features(judge: Judge, images: Tensor, batch_size: int = BATCH) -> Ten
 
 
 def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> dict[str, Measured]:
-    """How often the judge sees what the caption asked for -> body, wing, belly, background -> share of hits.
+    """Images (N, 3, H, W) in [-1, 1], N captions -> attribute -> how often the judge sees what the caption asked for.
 
-    Images (N, 3, H, W) in [-1, 1] and their N captions. An attribute counts only for captions that name it; the share
-    is NaN where none does.
-
-    Raises:
-        EvaluationError: if no caption names anything, counts differ, or a picture is not finite.
+    Of captions that name the attribute; NaN where none does. Raises EvaluationError if no caption names anything,
+    counts differ, or a picture is not finite.
     """
     if len(images) != len(captions):
         raise EvaluationError(f"{len(images)} pictures, but {len(captions)} captions")
@@ -357,12 +312,9 @@ def as_asked(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[st
 
 
 def clip_similarity(bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH) -> float:
-    """Mean cosine of CLIP's embeddings of images (N, 3, H, W) in [-1, 1] and of their N captions.
+    """Mean `cosines` of images (N, 3, H, W) in [-1, 1] and N captions, in the bridge's input convention.
 
-    In the bridge's input convention; CLIPScore is 2.5 times it, cut at zero, in CLIP's own.
-
-    Raises:
-        EvaluationError: if counts differ or are zero, or a picture is not finite.
+    Raises EvaluationError if counts differ or are zero, or a picture is not finite.
     """
     if len(images) != len(captions) or not captions:
         raise EvaluationError(f"{len(images)} pictures, {len(captions)} captions: need as many, one or more")
@@ -389,26 +341,19 @@ def mean_of(values: Tensor) -> Measured:
 
 
 def share_of(hits: Tensor) -> Measured:
-    """The share of hits (N,), true or false, with its standard error after Agresti and Coull (1998).
-
-    That adds two hits and two misses: a share of 1 from a hundred answers is not certain to the last digit.
-    """
+    """The share of hits (N,), with its standard error after Agresti and Coull (1998): as if with two more of either."""
     count = len(hits)
     if not count:
         return Measured(math.nan, math.nan, 0)
     found = hits.double().sum().item()
-    near = (found + 2) / (count + 4)
+    near = (found + 2) / (count + 4)  # all of a hundred is not certain to the last digit
     return Measured(found / count, (near * (1 - near) / (count + 4)) ** 0.5, count)
 
 
 def jackknife(statistic: Callable[[Sequence[int]], float], groups: int) -> float:
-    """The standard error of a statistic of samples in random groups, by leaving out one group at a time (Quenouille).
+    """The standard error of a statistic of two or more random groups, by leaving out one at a time (Quenouille).
 
-    Unlike the bootstrap it repeats no sample, which would make a distance look larger than it is.
-
-    Args:
-        statistic: the value from the samples of some groups, given by their numbers.
-        groups: how many there are, two or more.
+    `statistic` is of the groups of given numbers. The bootstrap repeats samples, which makes a distance look larger.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few samples: said once, of the whole

@@ -38,19 +38,12 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures by number, got when they are looked at.
+    """Pictures by number, got when they are looked at."""
 
-    Attributes:
-        title: for the progress bar.
-        count: how many there are.
-        get: numbers (B,) -> pictures (B, 3, H, W) in [-1, 1], and their captions' embeddings (B, E).
-        captions: of each; without any there are no embeddings.
-    """
-
-    title: str
+    title: str  # of the progress bar
     count: int
-    get: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    captions: Sequence[str] | None = None
+    get: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # numbers -> (B, 3, H, W) in [-1, 1], captions' (B, E)
+    captions: Sequence[str] | None = None  # of each; without any there are no embeddings
 
 
 def real_pictures(data: Source, rows: np.ndarray) -> Pictures:
@@ -72,7 +65,7 @@ def drawn_pictures(
 
 
 def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
-    """The pictures of a folder, as `list_pictures` and `read_pictures` find them."""
+    """Those of a folder, by `list_pictures` and `read_pictures`."""
     paths, captions = list_pictures(folder)
 
     def get(numbers: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -87,8 +80,7 @@ def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
 def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
     """The pictures of a folder, and their captions if it has a manifest.jsonl (lines with `file` and `caption`).
 
-    Raises:
-        EvaluationError: for a missing or an empty folder, a single picture, a manifest that names absent files.
+    Raises EvaluationError for a missing folder, fewer than two pictures, a manifest that names absent files.
     """
     folder, captions = Path(folder), None
     if not folder.is_dir():
@@ -96,10 +88,11 @@ def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
     manifest = folder / MANIFEST
     if manifest.is_file():
         try:
-            lines = [(folder / name, text) for name, texts in read_table(manifest)[0].items() for text in texts]
+            table = read_table(manifest)[0]
         except DataError as error:
             raise EvaluationError(f"{manifest}: every line needs 'file' and 'caption' ({error})") from None
-        paths, captions = [path for path, _ in lines], [text for _, text in lines]
+        paths = [folder / name for name, texts in table.items() for _ in texts]
+        captions = [text for texts in table.values() for text in texts]
         if absent := [path.name for path in paths if not path.is_file()]:
             raise EvaluationError(f"{manifest} has captions of {len(absent)} pictures that aren't there: {absent[0]}")
     else:
@@ -111,11 +104,7 @@ def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
 
 
 def read_pictures(paths: Sequence[Path]) -> np.ndarray:
-    """Picture files -> (B, H, W, 3) uint8.
-
-    Raises:
-        EvaluationError: for one that can't be read, or of another size than the first; names it.
-    """
+    """Picture files -> (B, H, W, 3) uint8; EvaluationError names one that isn't readable, or of the first one's size."""
     arrays: list[np.ndarray] = []
     for path in paths:
         try:
@@ -134,28 +123,23 @@ def read_pictures(paths: Sequence[Path]) -> np.ndarray:
 class FeatureNetworks:
     """All networks that look at pictures: images (B, 3, H, W) in [-1, 1] -> name -> features (B, D) on the CPU.
 
-    Args:
-        extractors: of the features that distances are over.
-        bridge, judge: for what is said of single pictures and their captions: the run's CLIP, in its input convention
-            and in CLIP's own, and the mini birds' judge.
+    Distances are over those of `extractors`; `fit` asks `judge`, and `bridge` in its input convention and CLIP's own.
     """
 
     def __init__(
         self, extractors: Sequence[Extractor], bridge: ClipBridge | None = None, judge: Judge | None = None
     ) -> None:
         self.extractors, self.bridge, self.judge = extractors, bridge, judge
-        self.networks = {one.name: one for one in extractors}
-        self.fitting: list[str] = []  # the networks that `fit` asks
+        asked: dict[str, Extractor] = {}
         if bridge:
-            self.networks.setdefault("clip", extractor("clip", bridge=bridge))
-            self.fitting += ["clip"]
+            asked["clip"] = extractor("clip", bridge=bridge)
             if bridge.convention != "clip":
                 own = ClipBridge(bridge.model, "clip", bridge.taps, bridge.prompt_layers).to(bridge.pixel_mean.device)
-                self.networks["clip, as it was trained"] = extractor("clip", bridge=own)
-                self.fitting += ["clip, as it was trained"]
+                asked["clip, as it was trained"] = extractor("clip", bridge=own)
         if judge:
-            self.networks.setdefault("judge", extractor("judge", judge=judge))
-            self.fitting += ["judge"]
+            asked["judge"] = extractor("judge", judge=judge)
+        self.fitting = list(asked)  # the networks that `fit` asks
+        self.networks = asked | {one.name: one for one in extractors}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         return {name: look(images) for name, look in self.networks.items()}
@@ -198,23 +182,17 @@ class PerSample:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is left of pictures that were looked at.
+    """What is left of pictures that were looked at, by the names of extractors, networks, scores.
 
-    Attributes:
-        pictures: they themselves, to be had again.
-        moments: extractor -> of its features, in groups: `GROUPS` of the first picture of each real one (by the real
-            one's number), and as many of the others.
-        features: network -> (N, D) of the first picture of each real one, in their order, of generated ones `KEPT`.
-        scores: name -> of every picture (N,): how it fits its caption (`FeatureNetworks.fit`), pixel measures; the same
-            of the real picture beside it ends in _real.
-        pairs: image, text: embeddings of the first `KEPT` pictures and of their captions.
+    A score says of every picture (N,) how it fits its caption, or a pixel measure; the same of the real picture beside
+    it ends in _real.
     """
 
-    pictures: Pictures
-    moments: dict[str, Moments]
-    features: dict[str, Tensor]
+    pictures: Pictures  # to be had again
+    moments: dict[str, Moments]  # `GROUPS` of the first picture of each real one, by its number, then of the others
+    features: dict[str, Tensor]  # (N, D) of each real one's first picture, in their order; of generated ones `KEPT`
     scores: dict[str, Tensor]
-    pairs: dict[str, Tensor]
+    pairs: dict[str, Tensor]  # image, text: embeddings of the first `KEPT` pictures and of their captions
 
 
 def look_at(
@@ -223,10 +201,7 @@ def look_at(
 ) -> Seen:  # fmt: skip
     """The pass; of several processes each looks at its share, and all get everything.
 
-    Args:
-        plan: says which real picture each belongs to, where that isn't the one of its number.
-        real: the real pictures that stand beside them.
-        measures: that compare a picture with the real one, or look at it alone.
+    `plan` says which of the `real` pictures stands beside each, where that isn't the one of its number.
     """
     numbers = torch.arange(pictures.count)
     place, first = numbers, torch.ones(len(numbers), dtype=torch.bool)

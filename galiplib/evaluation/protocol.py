@@ -21,21 +21,13 @@ BATCH = 100  # pictures at once where nobody says otherwise; changes no result
 
 @dataclass(frozen=True)
 class Plan:
-    """What to draw, entry by entry (N of each), and which real pictures stand beside it (R).
-
-    Attributes:
-        captions: what picture i is of.
-        rows: the data set's row that the caption belongs to.
-        real: the different rows, in the order in which they first appear.
-        place: where each entry's row stands in `real`.
-        first: whether it is the first entry of its row: these are as many as the real pictures.
-    """
+    """What to draw, entry by entry (N of each), and which real pictures stand beside it (R)."""
 
     captions: list[str]
-    rows: np.ndarray
-    real: np.ndarray
-    place: np.ndarray
-    first: np.ndarray
+    rows: np.ndarray  # (N,), the data set's row that the caption belongs to
+    real: np.ndarray  # (R,), the different rows, in the order in which they first appear
+    place: np.ndarray  # (N,), where each entry's row stands in `real`
+    first: np.ndarray  # (N,), whether it is the first entry of its row: these are as many as the real pictures
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -46,13 +38,8 @@ def plan(
 ) -> Plan:
     """Choose captions evenly: one of every row in random order, then the next one of every row, and so on.
 
-    Args:
-        captions: those of every row of a data set.
-        images: how many pictures; "all": every caption, `per_caption` times.
-        per_caption: pictures of each caption, one after the other.
-
-    Raises:
-        EvaluationError: if there are no captions, or `images` is no multiple of `per_caption`.
+    `images` pictures ("all": of every caption), `per_caption` of each one after the other. Raises EvaluationError if
+    there are no captions, or `images` is no multiple of `per_caption`.
     """
     counts = np.array([len(own) for own in captions])
     if not counts.sum():
@@ -71,13 +58,10 @@ def plan(
         rows.append(own)
         texts += [captions[row][(row + turn) % counts[row]] for row in own]
     chosen = np.concatenate(rows).repeat(per_caption)
-    different, first_at, place = np.unique(chosen, return_index=True, return_inverse=True)
-    by_appearance = first_at.argsort()
-    rank = by_appearance.argsort()
-    first = np.zeros(len(chosen), dtype=bool)
-    first[first_at] = True
-    repeated = [text for text in texts for _ in range(per_caption)]
-    return Plan(repeated, chosen, different[by_appearance], rank[place], first)
+    real: dict[int, int] = {}  # row -> its place
+    place = np.array([real.setdefault(row, len(real)) for row in chosen.tolist()])
+    first = np.diff(np.maximum.accumulate(place), prepend=-1) > 0
+    return Plan([text for text in texts for _ in range(per_caption)], chosen, np.array(list(real)), place, first)
 
 
 @contextmanager
@@ -94,20 +78,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def noise_of_pictures(indices: Iterable[int], noise_dim: int, seed: int) -> Tensor:
-    """Picture numbers -> standard normal noise (B, Z), a row from its own number and the evaluation's seed alone.
-
-    So picture 0 of an evaluation is not the picture that `sampling` draws of seed 0.
-    """
+    """Picture numbers -> standard normal noise (B, Z), a row from its number and the evaluation's seed alone."""
     own = [torch.Generator().manual_seed(random.Random(f"{seed}-{i}").getrandbits(63)) for i in indices]
     return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
 
 
 def draw(generator: TextToImage, sentence: Tensor, indices: Sequence[int], seed: int) -> Tensor:
-    """Sentence embeddings (B, E) and picture numbers -> pictures (B, 3, H, W) in [-1, 1], on the embeddings' device.
-
-    Raises:
-        EvaluationError: for a picture that is not finite, by its number.
-    """
+    """Embeddings (B, E), picture numbers -> pictures (B, 3, H, W) in [-1, 1]; raises as `to_range` does."""
     noise = noise_of_pictures(indices, generator.noise_dim, seed).to(sentence.device)  # (B, Z)
     return to_range(generator.picture_of(noise, Text(sentence)), numbers=indices)
 
@@ -121,13 +98,10 @@ def generate(
     generator: TextToImage, bridge: ClipBridge, captions: Sequence[str], seed: int = 0, batch_size: int = BATCH,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Tensor:  # fmt: skip
-    """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU.
+    """A picture for every caption -> (N, 3, H, W) float in [-1, 1], on the CPU; `progress` may wrap the batches.
 
-    The generator runs in eval mode and is left as it was. Picture i depends on caption i, i and the seed, not on the
-    batch. `progress` may wrap the batches.
-
-    Raises:
-        EvaluationError: for no captions, or a picture that is not finite, by its number.
+    Picture i depends on caption i, i and the seed, not on the batch. Raises EvaluationError for no captions, or a
+    picture that is not finite, by its number.
     """
     if not captions:
         raise EvaluationError("no captions to draw")
