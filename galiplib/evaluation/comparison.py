@@ -52,15 +52,10 @@ COLUMNS = {  # its heading; whether more is better (1), less (-1), or neither in
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations side by side.
+    """Evaluations side by side."""
 
-    Attributes:
-        records: label -> what `Evaluation.record` gave.
-        quotes: label -> published values, of another protocol; none is marked as best.
-    """
-
-    records: dict[str, dict[str, Any]]
-    quotes: dict[str, dict[str, float]]
+    records: dict[str, dict[str, Any]]  # label -> what `Evaluation.record` gave
+    quotes: dict[str, dict[str, float]]  # label -> published values, of another protocol; none is marked as best
     real: ClassVar[str] = "real pictures"  # their row
 
     @cached_property
@@ -82,16 +77,15 @@ class Comparison:
         import pandas as pd
 
         def number(found: Any) -> Any:
-            if not isinstance(found, dict):
-                return found
-            return sum(own**power for own in found.values()) ** (1 / power) / len(found)
+            own = found.values() if isinstance(found, dict) else ()
+            return sum(one**power for one in own) ** (1 / power) / len(own) if own else found
 
         values = {key: {label: number(row.get(key)) for label, row in rows.items()} for key in COLUMNS}
         return pd.DataFrame(values, dtype=float)
 
     @property
     def first(self) -> dict[str, Any]:
-        """The first record: what is said of the real pictures is the same in all."""
+        """A record: what is said of the real pictures is the same in all."""
         return next(iter(self.records.values()))
 
     @property
@@ -134,15 +128,15 @@ class Comparison:
 
     def note(self) -> str:
         """On what the numbers are, in a sentence or two."""
-        parts = [f"{self.first['images_measured']:,} pictures each; ± is a standard error."]
+        found = f"{self.first['images_measured']:,} pictures each; ± is a standard error."
         if "frechet_images" in self.first:
-            parts.append(
-                f"Fréchet distances are of {self.first['frechet_images']:,} pictures a side, as is the real pictures' "
-                "(the floor)" + ("." if "fid" in self.first else "; over these features it is no FID.")
+            side = (
+                f"Fréchet distances are of {self.first['frechet_images']:,} pictures a side, as is the real pictures'"
             )
+            found += f" {side} (the floor)" + ("." if "fid" in self.first else "; over these features it is no FID.")
         if self.quotes:
-            parts.append("Quoted rows are published figures of other protocols: orientation, no comparison.")
-        return " ".join(parts)
+            found += " Quoted rows are published figures of other protocols: orientation, no comparison."
+        return found
 
     def save(self, folder: str | Path, name: str = "comparison") -> list[Path]:
         """Write NAME.csv and NAME.md; returns their paths."""
@@ -165,16 +159,13 @@ def compare(
     """Measure several generators by one protocol -> a table, and files.
 
     Args:
-        checkpoints: whatever `load_generator` takes (run folders, checkpoints, exports, authors' files), with labels
-            if it is a mapping; EMA weights are taken where there are any.
+        checkpoints: whatever `load_generator` takes (EMA weights where there are any), by label or as `label_of` says.
         profile: a profile's name, or a configuration: its `data` and `eval` say what is measured, on how much.
         folder: comparison.csv and .md go there, and every evaluation: called again, only new ones are made.
         quote: put published figures of the data set beside them; by default where they are of the same CLIP.
         clip_model: for authors' files, which lack one.
 
-    Raises:
-        EvaluationError: for no checkpoints, or two of one label.
-        WeightsError: for a checkpoint that can't be read; names it.
+    Raises EvaluationError for no checkpoints, or two of one label; WeightsError names one that can't be read.
     """
     config = profile if isinstance(profile, Config) else load_config(profile, overrides)
     if not isinstance(checkpoints, Mapping):
@@ -197,7 +188,7 @@ def compare(
         if kept:
             write_json(kept, records[label])
     if quote is None:
-        quote = config.clip.name == "ViT-B/32" and config.clip.convention == "reference"
+        quote = (config.clip.name, config.clip.convention) == ("ViT-B/32", "reference")
     comparison = Comparison(records, published(config.data.name) if quote else {})
     if folder is not None:
         comparison.save(folder)
@@ -205,10 +196,7 @@ def compare(
 
 
 def published(data: str) -> dict[str, dict[str, float]]:
-    """The published figures of a data set (birds, flowers, faces, coco) -> label -> measure -> value.
-
-    The file beside this one names the source of each, and what is doubtful about it.
-    """
+    """A data set's published figures, label -> measure -> value; published.csv has their sources, and doubts."""
     with resources.files(__package__).joinpath("published.csv").open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["data"] == data]
     return {row["model"]: {key: float(row[key]) for key in row.keys() & COLUMNS.keys() if row[key]} for row in rows}

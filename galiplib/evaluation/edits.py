@@ -69,7 +69,7 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
         rmse, clip_image: of pixels ([-1, 1]) the root mean square difference to the given picture, of CLIP's embeddings
             the mean cosine; ..._control: with another one. clip_text: the mean cosine with the caption.
         With a judge, of attributes that the caption names, and the given picture has otherwise, the share in which the
-            made one `follows` it; of those left open in which it `keeps` the given one's, another one's (keeps_control).
+            made one `follows` it; of those left open in which it `keeps` the given one's (keeps_control: another's).
 
     Raises:
         ValueError: for a judge where the truth about the given pictures is not known.
@@ -79,10 +79,11 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
         torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])  # (N, E)
         for images in (made, given)
     )
-    result = {"clip_text": F.cosine_similarity(own, embed_captions(bridge, edits.captions)).mean().item()}
+    result: dict[str, float] = {}
     for end, shift in (("", 0), ("_control", CONTROL)):
         result[f"rmse{end}"] = F.mse_loss(made, given.roll(shift, 0)).sqrt().item()
         result[f"clip_image{end}"] = F.cosine_similarity(own, kept.roll(shift, 0)).mean().item()
+    result["clip_text"] = F.cosine_similarity(own, embed_captions(bridge, edits.captions)).mean().item()
     if judge is None:
         return result
     if edits.truth is None:

@@ -49,21 +49,13 @@ TRIES = 4  # pictures of a caption that diversity compares
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        plan: what was drawn, of a generator.
-        scores: name -> of every picture (N,), see `passes.Seen`.
-        values: name -> number, or for caption accuracies attribute -> share; what `evaluate` describes.
-        errors: their standard errors, by the same names, where there is one.
-        left_out: name -> why it could not be measured.
-    """
-
-    plan: Plan | None
-    scores: dict[str, Tensor]
-    values: dict[str, Any] = field(default_factory=dict)
-    errors: dict[str, Any] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    plan: Plan | None  # what was drawn, of a generator
+    scores: dict[str, Tensor]  # name -> of every picture (N,), see `passes.Seen`
+    values: dict[str, Any] = field(default_factory=dict)  # see `evaluate`; caption accuracies are attribute -> share
+    errors: dict[str, Any] = field(default_factory=dict)  # standard errors, by the same names, where there is one
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> why it could not be measured
 
     def record(self) -> dict[str, Any]:
         """Values, `errors` and `left_out`, for a JSON file."""
@@ -84,9 +76,9 @@ class Evaluation:
             found = measure()
         except EvaluationError as error:
             self.left_out[name] = str(error)
-            return
-        for own, measured in found.items() if isinstance(found, dict) else ((name, found),):
-            self.add(own, measured)
+        else:
+            for own, measured in found.items() if isinstance(found, dict) else ((name, found),):
+                self.add(own, measured)
 
     def add_scores(self, scores: dict[str, Tensor], suffix: str = "") -> None:
         """Note the means of what was said of single pictures; of the judge, the shares of what captions asked for."""
@@ -122,33 +114,30 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Measure a generator; the same numbers for the same arguments, whatever the batch size and number of processes.
 
-    Pictures are drawn of the captions that `plan` chooses (`eval.images`, `eval.per_caption`), looked at once by every
-    network, and forgotten; memory grows by some hundred bytes a picture. Of several processes (torch.distributed) each
-    takes its share.
+    Pictures of the captions that `plan` chooses are drawn, looked at once by every network, and forgotten; memory grows
+    by some hundred bytes a picture.
 
     Args:
         data: the split "test", or for mini birds "seen" (new birds of trained combinations) and "test" (combinations
             held out): then half of the pictures are of each, and all but caption_accuracy_held_out is of "seen".
-        judge: for mini birds.
         note: says what the real pictures are, for `eval.statistics: cache`.
 
     Returns:
         An `Evaluation` with the values, over the features of the first of `eval.features`:
         frechet_distance: half of the real pictures against those generated of the others, a picture of each row, mean
-            over several ways to halve: as many a side (frechet_images) as in frechet_floor, which is real against
-            real. A generator as good as the real pictures gets the floor.
+            over several ways to halve: as many a side (frechet_images) as in frechet_floor, real against real, which a
+            generator as good as the real pictures gets.
         frechet_all: every generated picture (images_measured) against every real one (frechet_all_real), or against
             `eval.statistics`, as distances are published; the more pictures the smaller.
         kernel_distance; precision, recall, density, coverage; diversity (mean distance of the features of pictures of
             one caption) and diversity_real (of any two real ones).
-        Over InceptionV3's they are called fid (frechet_all), fid_halves (frechet_distance), fid_floor, fid_images,
-            fid_real_images, kid, inception_precision, ...; over further ones they have the extractor's name in front.
-        clip_similarity, clip_similarity_real: mean cosine with the caption, in the run's input convention of CLIP
-            (clip_convention; "reference" compares with published ones). clip_score, clip_score_real: CLIPScore, in
-            CLIP's own. r_precision, r_precision_real: how often a picture's own caption fits it best among 100.
-        ssim, ms_ssim, lpips, topiq, topiq_real: as `eval.metrics` asks.
-        caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the
-            judge sees what the caption asked for; caption_accuracy_real: of real ones, the ceiling; chance.
+        Over InceptionV3's they are called as in `features.PUBLISHED`, or inception_...; over further ones they have the
+            extractor's name in front.
+        clip_similarity: mean cosine with the caption, in the run's input convention of CLIP (clip_convention);
+            clip_score: CLIPScore, in CLIP's own; r_precision: how often a picture's own caption fits best among 100.
+        ssim, ms_ssim, lpips, topiq: as `eval.metrics` asks.
+        caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the judge sees
+            what the caption asked for; chance. What ends in _real: the same of real pictures.
         images: pictures generated, over both splits; images_measured: of the first; features: extractors' names.
 
     Raises:
@@ -210,17 +199,9 @@ def evaluate_folder(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the pictures in a folder, whoever made them, against all real ones of a split, each once.
 
-    Args:
-        data: the real pictures.
-        look: what distances are over; an FID over InceptionV3's features only.
-        bridge: for CLIP similarity, if the folder has captions.
-        judge: for caption accuracy, if it has, of mini birds.
-
-    Returns:
-        What `evaluate` gives, as `Evaluation.record`, but for what needs a generator, or a real picture for each.
-
-    Raises:
-        EvaluationError: as `list_pictures` and `read_pictures` do.
+    Distances are over the features of `look`; with captions (`list_pictures`) CLIP similarity by `bridge` and, of mini
+    birds, caption accuracy by `judge` are among what `evaluate` gives, as `Evaluation.record`. Raises EvaluationError
+    as `list_pictures` and `read_pictures` do.
     """
     pictures = folder_pictures(folder, bridge)
     captioned = (bridge, judge) if pictures.captions else ()
@@ -247,11 +228,7 @@ def measure_generator(
     generator: TextToImage, bridge: ClipBridge, config: Config, splits: dict[str, Source] | None = None,
     progress: bool = True,
 ) -> Evaluation:  # fmt: skip
-    """Measure a generator on captions it has not seen, as its data set and `eval` say (see `evaluate`).
-
-    Args:
-        splits: the held-out splits, if they have been made already.
-    """
+    """`evaluate` on the held-out `splits` of the configuration's data set, made here if they haven't been."""
     known, splits = dataset_of(config), splits or held_out_data(config)
     judge = load_judge() if known.judged else None
     return evaluate(generator, bridge, splits, config.eval, judge, known.note(config.data), progress)
@@ -261,11 +238,7 @@ def measure_folder(
     folder: str | Path, config: Config, clip: str | None = None, progress: bool = True,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure pictures in a folder by a configuration's data set, CLIP and `eval.features` (see `evaluate_folder`).
-
-    Args:
-        clip: another CLIP, by name or file.
-    """
+    """`evaluate_folder` by a configuration's data set, `eval.features` and CLIP, or another one (by name or file)."""
     bridge = make_bridge(config, device, load_clip(clip) if clip else None)
     known = dataset_of(config)
     judge = load_judge() if known.judged else None

@@ -45,13 +45,12 @@ PUBLISHED = {  # what measures over InceptionV3's features are called
 class Extractor:
     """Pictures (B, 3, H, W), float in [-1, 1], to features (B, `dim`) on the CPU; each is entered in `EXTRACTORS`.
 
-    It is made from what it needs of bridge=, judge=, weights= (a file) and device=. `weights` tells the network's
-    weights from others, for statistics that are kept in files.
+    It is made from what it needs of bridge=, judge=, weights= (a file) and device=.
     """
 
     name: str
     dim: int
-    weights = ""
+    weights = ""  # tells them from others, for statistics in files
 
     def extract(self, images: Tensor) -> Tensor:
         """The features, on whatever device."""
@@ -149,15 +148,10 @@ def measure_name(name: str, features: str, first: bool) -> str:
 def real_statistics(
     data: Source, look: Extractor, note: dict[str, Any], path: str | Path | None = None, progress: bool = True
 ) -> Statistics:
-    """Statistics of every picture of a split, once, from a file; the file is made where it is missing.
+    """Statistics of every picture of a split, once, from a file, which is made where it is missing.
 
-    Args:
-        note: what the pictures are (data, split, crop, size, ...), kept in the file; tells one cached file from
-            another.
-        path: the file; by default in data/statistics, named after the note and the extractor.
-
-    Raises:
-        EvaluationError: for a file that doesn't fit, or says that it was made of other pictures.
+    `note` says what the pictures are (data, split, crop, size, ...); by default the file is named after it and `look`.
+    Raises EvaluationError for a file that doesn't fit, or says that it was made of other pictures.
     """
     note = note | {"features": look.name, "weights": look.weights}
     if path is None:
@@ -179,23 +173,15 @@ def real_statistics(
 
 
 def save_statistics(path: str | Path, statistics: Statistics, note: dict[str, Any]) -> None:
-    """Write statistics as `.npz` with `mu`, `sigma` (float64), `count`, and `note`, JSON on how they were made.
-
-    Raises:
-        OSError: naming the path, if it can't be written.
-    """
+    """Write statistics as `.npz` with `mu`, `sigma` (float64), `count`, and `note` in JSON; raises OSError."""
     held: dict[str, Any] = statistics._asdict() | {"note": json.dumps(note)}
     write_atomically(path, lambda stream: np.savez_compressed(stream, **held))
 
 
 def load_statistics(path: str | Path, dim: int | None = None) -> tuple[Statistics, dict[str, Any]]:
-    """Read statistics -> them, and the note on how they were made ({} in the authors' files, which lack it).
+    """Statistics, and the note on how they were made ({} in the authors' files, which lack it).
 
-    Args:
-        dim: the width of the features they are to be compared with.
-
-    Raises:
-        EvaluationError: for a file that is missing, damaged, holds something else, or is of another width.
+    Raises EvaluationError for a file that is missing, damaged, holds something else, or is not over `dim` features.
     """
     if not Path(path).is_file():
         raise EvaluationError(f"there is no statistics file {path}")

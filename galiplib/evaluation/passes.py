@@ -104,7 +104,7 @@ def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
 
 
 def read_pictures(paths: Sequence[Path]) -> np.ndarray:
-    """Picture files -> (B, H, W, 3) uint8; EvaluationError names one that isn't readable, or of the first one's size."""
+    """Picture files -> (B, H, W, 3) uint8; EvaluationError names one that isn't readable, or of the first's size."""
     arrays: list[np.ndarray] = []
     for path in paths:
         try:

@@ -24,19 +24,12 @@ LPIPS_NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 @dataclass(frozen=True)
 class PixelMeasure:
-    """A measure of pictures, one by one.
-
-    Attributes:
-        name: ssim, ms_ssim, lpips or topiq.
-        paired: whether it needs the photograph beside the picture.
-        range: of values, as `to_range` has it, that it is measured in.
-        measure: (fake, real), each (B, 3, H, W), or (fake,) -> (B,).
-    """
+    """A measure of pictures, one by one."""
 
     name: str
-    paired: bool
-    range: str
-    measure: Callable[..., Tensor]
+    paired: bool  # whether it needs the photograph beside the picture
+    range: str  # of values, as `to_range` has it
+    measure: Callable[..., Tensor]  # (fake, real), each (B, 3, H, W), or (fake,) -> (B,)
 
     @torch.inference_mode()
     def __call__(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
@@ -82,11 +75,8 @@ def ms_ssim_measure() -> PixelMeasure:
 def lpips_measure(net: Literal["alex", "vgg", "squeeze"] = "alex", device: str | torch.device = "cpu") -> PixelMeasure:
     """Learned perceptual distance (Zhang et al., 2018), by torchmetrics: 0 for equal pictures.
 
-    Args:
-        net: alex, vgg or squeeze; torchvision's weights of it are downloaded once, with a progress bar.
-
-    Raises:
-        EvaluationError: for another network, or if its weights can't be had; says where to put them.
+    torchvision's weights of the network are downloaded once. Raises EvaluationError for another network, or if they
+    can't be had, with where to put them.
     """
     if net not in LPIPS_NETS:
         raise EvaluationError(f"unknown LPIPS network {net!r}: one of {', '.join(LPIPS_NETS)}")
@@ -105,10 +95,8 @@ def lpips_measure(net: Literal["alex", "vgg", "squeeze"] = "alex", device: str |
 def topiq_measure(device: str | torch.device = "cpu") -> PixelMeasure:
     """TOPIQ-NR (Chen et al., 2023), quality of a picture by itself, by pyiqa: about 0 to 1, more is better.
 
-    pyiqa and its weights are for non-commercial use only; that is why they come by an extra of their own.
-
-    Raises:
-        EvaluationError: without pyiqa, or if its weights can't be had.
+    pyiqa and its weights are for non-commercial use only; that is why they come by an extra of their own. Raises
+    EvaluationError where either can't be had.
     """
     if importlib.util.find_spec("pyiqa") is None:
         raise EvaluationError("TOPIQ needs pyiqa (non-commercial licence): pip install 'galiplib[iqa]'")
