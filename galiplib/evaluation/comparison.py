@@ -130,10 +130,9 @@ class Comparison:
         """On what the numbers are, in a sentence or two."""
         found = f"{self.first['images_measured']:,} pictures each; ± is a standard error."
         if "frechet_images" in self.first:
-            side = (
-                f"Fréchet distances are of {self.first['frechet_images']:,} pictures a side, as is the real pictures'"
-            )
-            found += f" {side} (the floor)" + ("." if "fid" in self.first else "; over these features it is no FID.")
+            side = f"{self.first['frechet_images']:,} pictures a side, as is the real pictures' (the floor)"
+            no_fid = "" if "fid" in self.first else "; over these features it is no FID"
+            found += f" Fréchet distances are of {side}{no_fid}."
         if self.quotes:
             found += " Quoted rows are published figures of other protocols: orientation, no comparison."
         return found
