@@ -1,16 +1,15 @@
-"""The controls of the sampler panel and where they stand; what they do is in `widgets`."""
+"""The controls of the sampler panel and where they stand; what they do is in `sampler`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ipywidgets
 
 from . import html as panel_html
 from .results import Drawing
 
-LABEL = {"description_width": "104px"}
-FULL = {"width": "auto"}
 ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "4px 14px"}
 TABS = ("Pictures", "Two captions", "Grid")
 
@@ -25,7 +24,7 @@ class Controls:
 
     def __init__(self, examples: Sequence[str], training: bool) -> None:
         first = examples[0] if examples else ""
-        self.checkpoint = ipywidgets.Dropdown(description="Checkpoint", style=LABEL, layout={"width": "330px"})
+        self.checkpoint = _field(ipywidgets.Dropdown, "Checkpoint", 330)
         self.averaged = ipywidgets.Checkbox(
             value=True, description="averaged weights (EMA)", indent=False, layout={"width": "auto"},
             tooltip="off: the weights in training, of a run folder",
@@ -33,62 +32,38 @@ class Controls:
         self.again = _button("Look again", "search the folder for checkpoints made meanwhile")
         self.train = _button("Train a minute", "a short training of your own")
         self.train.layout.width = "125px"
-        self.examples = ipywidgets.Dropdown(
-            options=[("choose one …", ""), *((text, text) for text in examples)], description="Examples", style=LABEL,
-            layout=FULL, disabled=not examples,
-        )  # fmt: skip
-        self.caption = ipywidgets.Text(
-            value=first, description="Caption", style=LABEL, layout=FULL, placeholder="what the picture should show",
-        )  # fmt: skip
-        self.seed = ipywidgets.IntText(value=0, description="Seed", style=LABEL, layout={"width": "210px"})
+        choices = [("choose one …", ""), *((text, text) for text in examples)]
+        self.examples = _field(ipywidgets.Dropdown, "Examples", options=choices, disabled=not examples)
+        self.caption = _field(ipywidgets.Text, "Caption", value=first, placeholder="what the picture should show")
+        self.seed = _field(ipywidgets.IntText, "Seed", 210, value=0)
         self.roll = _button("Roll the dice", "another seed, drawn at once")
-        self.truncation = ipywidgets.FloatSlider(
-            value=1, min=0, max=1.5, step=0.05, description="Truncation", style=LABEL, layout={"width": "400px"},
-            tooltip="factor of the noise: below 1 likelier pictures, less varied", continuous_update=False,
-        )  # fmt: skip
+        meaning = "factor of the noise: below 1 likelier pictures, less varied"
+        self.truncation = _slider("Truncation", 1.0, 0, 1.5, step=0.05, tooltip=meaning, continuous_update=False)
         self.draw = ipywidgets.Button(description="Draw", button_style="primary")
         self.cancel = _button("Cancel", "stop the work that is running", disabled=True)
         self.progress = ipywidgets.IntProgress(layout={"width": "220px", "visibility": "hidden"})
         self.amount = ipywidgets.Label(layout={"visibility": "hidden"})
         self.status, self.log = ipywidgets.HTML(), ipywidgets.Output()
 
-        self.count = ipywidgets.IntSlider(
-            value=4, min=1, max=16, description="Pictures", style=LABEL, layout={"width": "400px"}
-        )
-        self.best = ipywidgets.Dropdown(
-            options=[("as they come", 0), ("the nearest to CLIP of 16", 16), ("of 32", 32), ("of 64", 64)],
-            description="Show", style=LABEL, layout={"width": "360px"},
-        )  # fmt: skip
+        self.count = _slider("Pictures", 4, 1, 16)
+        ways = [("as they come", 0), ("the nearest to CLIP of 16", 16), ("of 32", 32), ("of 64", 64)]
+        self.best = _field(ipywidgets.Dropdown, "Show", 360, options=ways)
         self.pictures = ipywidgets.HTML()
 
-        self.towards = ipywidgets.Text(
-            value=examples[1] if len(examples) > 1 else "", description="Second", style=LABEL, layout=FULL,
-            placeholder="the caption to go to",
-        )  # fmt: skip
-        self.share = ipywidgets.FloatSlider(
-            value=0.5, min=-0.5, max=1.5, step=0.05, description="Its share", style=LABEL, layout={"width": "400px"},
-            tooltip="0: the first caption, 1: the second, beyond: guidance",
-        )  # fmt: skip
-        self.late = ipywidgets.IntSlider(
-            value=0, min=0, max=1, description="Late blocks", style=LABEL, layout={"width": "400px"},
-            tooltip="so many of the last blocks get the second caption alone",
-        )  # fmt: skip
-        self.frames = ipywidgets.IntSlider(
-            value=24, min=4, max=96, description="Frames", style=LABEL, layout={"width": "400px"}
-        )
-        self.kind = ipywidgets.Dropdown(
-            options=[("GIF", "gif"), ("MP4", "mp4")], description="File", style=LABEL, layout={"width": "200px"}
-        )
+        second = examples[1] if len(examples) > 1 else ""
+        self.towards = _field(ipywidgets.Text, "Second", value=second, placeholder="the caption to go to")
+        meaning = "0: the first caption, 1: the second, beyond: guidance"
+        self.share = _slider("Its share", 0.5, -0.5, 1.5, step=0.05, tooltip=meaning)
+        meaning = "so many of the last blocks get the second caption alone"
+        self.late = _slider("Late blocks", 0, 0, 1, tooltip=meaning)
+        self.frames = _slider("Frames", 24, 4, 96)
+        self.kind = _field(ipywidgets.Dropdown, "File", 200, options=[("GIF", "gif"), ("MP4", "mp4")])
         self.animate = _button("Animate", "walk from the caption to the second one and back")
         self.mixture = ipywidgets.HTML()
 
-        self.captions = ipywidgets.Textarea(
-            value="\n".join(examples), description="Captions", rows=5, style=LABEL, layout=FULL,
-            placeholder="one a line",
-        )  # fmt: skip
-        self.columns = ipywidgets.IntSlider(
-            value=6, min=1, max=8, description="Seeds", style=LABEL, layout={"width": "400px"}
-        )
+        lines = "\n".join(examples)
+        self.captions = _field(ipywidgets.Textarea, "Captions", rows=5, value=lines, placeholder="one a line")
+        self.columns = _slider("Seeds", 6, 1, 8)
         self.grid = ipywidgets.HTML()
 
         self.history = ipywidgets.HBox(layout={"flex_flow": "row nowrap", "overflow": "auto", "grid_gap": "10px"})
@@ -104,21 +79,12 @@ class Controls:
         for name, control in vars(self).items():
             control.add_class(f"sampler-{name}")
         source = _row(self.checkpoint, self.averaged, self.again, *([self.train] if training else []))
-        self.panel = ipywidgets.VBox(
-            [
-                ipywidgets.HTML(panel_html.STYLE, layout={"display": "none"}),
-                self.caption,
-                self.examples,
-                _row(self.seed, self.roll, self.truncation),
-                _row(self.draw, self.cancel, self.progress, self.amount),
-                self.status,
-                self.tabs,
-                self.history,
-                source,
-                self.log,
-            ],
-            layout={"max_width": "980px"},
-        )
+        style = ipywidgets.HTML(panel_html.STYLE, layout={"display": "none"})
+        noise = _row(self.seed, self.roll, self.truncation)
+        work = _row(self.draw, self.cancel, self.progress, self.amount)
+        below = self.status, self.tabs, self.history, source, self.log
+        everything = [style, self.caption, self.examples, noise, work, *below]
+        self.panel = ipywidgets.VBox(everything, layout={"max_width": "980px"})
         self.panel.add_class("sampler")
 
 
@@ -148,6 +114,18 @@ class HistoryEntry:
 
 def _button(text: str, tooltip: str, disabled: bool = False) -> ipywidgets.Button:
     return ipywidgets.Button(description=text, tooltip=tooltip, disabled=disabled, layout={"width": "110px"})
+
+
+def _field(kind: type, text: str, width: int | None = None, **options: Any) -> Any:
+    """A control of `kind` behind its description; without a width, in pixels, as wide as the panel."""
+    layout = {"width": f"{width}px" if width else "auto"}
+    return kind(description=text, style={"description_width": "104px"}, layout=layout, **options)
+
+
+def _slider(text: str, value: float, low: float, high: float, **options: Any) -> Any:
+    """A slider over whole numbers, or over all of them if it starts at a float."""
+    kind = ipywidgets.FloatSlider if isinstance(value, float) else ipywidgets.IntSlider
+    return _field(kind, text, 400, value=value, min=low, max=high, **options)
 
 
 def _row(*controls: ipywidgets.Widget) -> ipywidgets.HBox:

@@ -33,13 +33,9 @@ class Jobs:
         self.busy = self._cancelled = False
 
     def start(
-        self,
-        kind: str,
-        job: Callable[[], Job],
-        finished: Callable[[Any], None],
-        failed: Callable[[Exception], None],
+        self, kind: str, job: Callable[[], Job], finished: Callable[[Any], None], failed: Callable[[Exception], None],
         cancelled: Callable[[], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Run `job()`; then one of the three is called. While one runs, this waits, in place of any of its kind."""
         request = (job, finished, failed, cancelled)
         if self.busy:

@@ -31,23 +31,14 @@ TILE, CELL, LARGE = 180, 84, 360  # width of a picture in the views, pixels
 
 @dataclass(frozen=True)
 class Drawing:
-    """One result.
+    """One result."""
 
-    Attributes:
-        title: what it is, for the status and the history.
-        files: name -> bytes, PNGs or one animation.
-        kind: MIME type of the files.
-        shown: HTML for its view.
-        first: the first picture as a PNG.
-        settings: of the panel's controls, to come back to.
-    """
-
-    title: str
-    files: dict[str, bytes]
-    kind: str
-    shown: str
-    first: bytes
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    title: str  # what it is, for the status and the history
+    files: dict[str, bytes]  # by name: PNGs or one animation
+    kind: str  # MIME type of the files
+    shown: str  # HTML for its view
+    first: bytes  # the first picture as a PNG
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the panel's controls, to come back to
 
     @classmethod
     def of_pictures(cls, made: Samples, origin: Origin, title: str, settings: Mapping[str, Any]) -> Self:
@@ -92,20 +83,16 @@ class Drawing:
         return panel_html.download(buffer.getvalue(), "application/zip", name, "Download", button=True)
 
     def keep(self, folder: str | Path) -> list[Path]:
-        """Write the files into a folder, under another name where one is taken by something else.
-
-        Raises:
-            OSError: if it can't be written; the message names it.
-        """
+        """Write the files, under another name where one is taken by something else; OSError names what can't be."""
         return [_write(Path(folder) / name, data) for name, data in self.files.items()]
 
 
 class Made(NamedTuple):
-    """What `drawing_job` returns: the drawing, how long its pictures took, what CLIP left out of the captions."""
+    """What `drawing_job` returns."""
 
     drawing: Drawing
-    seconds: float
-    notes: list[str]
+    seconds: float  # that its pictures took
+    notes: list[str]  # what CLIP left out of the captions
 
 
 def drawing_job(

@@ -40,13 +40,9 @@ OWN_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)  # whose mes
 
 
 def sampler_panel(
-    generator: TextToImage,
-    checkpoint: str | Path = "mini",
-    examples: Sequence[str] = EXAMPLES,
-    folder: str | Path = "outputs",
-    keep: str | Path | None = None,
-    training: Config | None = None,
-) -> ipywidgets.VBox:
+    generator: TextToImage, checkpoint: str | Path = "mini", examples: Sequence[str] = EXAMPLES,
+    folder: str | Path = "outputs", keep: str | Path | None = None, training: Config | None = None,
+) -> ipywidgets.VBox:  # fmt: skip
     """Captions, seeds and all that can be mixed of them; the pictures; a history to keep and download them from.
 
     Draws the first example at once. Pictures carry caption, seed, settings and checkpoint in their PNG text, so that
@@ -70,8 +66,7 @@ class _Sampler:
         keep: str | Path | None, training: Config | None,
     ) -> None:  # fmt: skip
         self.generator, self.origin = generator, Origin.of(generator, checkpoint)
-        self.folder = folder
-        self.keep = folder / "kept" if keep is None else Path(keep)
+        self.folder, self.keep = folder, folder / "kept" if keep is None else Path(keep)
         self.drawn = 0
         self.quiet = False  # while the panel itself sets controls
         self.jobs = Jobs(self._progress, self._busy)
