@@ -29,8 +29,7 @@ class WeightsError(ValueError):
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under a temporary name, sync it, rename it: readers see the old file or the whole new one.
 
-    Raises:
-        OSError: naming the path, if its folder can't be made or written.
+    Raises OSError, naming the path, if its folder can't be made or written.
     """
     path = Path(path)
     try:
@@ -51,8 +50,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically; raises OSError as `write_atomically` does."""
-    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    """Write a value as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
@@ -64,14 +63,8 @@ def save_weights(path: str | Path, kind: str, tensors: dict[str, Tensor], record
 
 
 def load_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_weights` wrote -> tensors, record.
-
-    Raises:
-        WeightsError: for a file that is absent, damaged, or of another kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}")
+    """Read what `save_weights` wrote -> tensors, record. Raises WeightsError if absent, damaged, or of another kind."""
+    path = existing(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -86,6 +79,13 @@ def load_weights(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         raise WeightsError(f"{path} is damaged: its record is no JSON ({error})") from None
 
 
+def existing(path: str | Path) -> Path:
+    """The path of a weights file. Raises WeightsError if there is none."""
+    if not Path(path).is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    return Path(path)
+
+
 def is_safetensors(path: str | Path) -> bool:
     """Whether a file looks like safetensors: eight bytes of header length, then a JSON object."""
     with open(path, "rb") as stream:
@@ -95,18 +95,15 @@ def is_safetensors(path: str | Path) -> bool:
 def load_torch(path: str | Path) -> Any:
     """What `torch.save` wrote, on the CPU: tensors, containers, numbers and strings, nothing that could run code.
 
-    Raises:
-        WeightsError: for a file that is absent, truncated, or holds any other Python object.
+    Raises WeightsError for a file that is absent, truncated, or holds any other Python object.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}")
+    path = existing(path)
     with open(path, "rb") as stream:
-        start = stream.read(4)
-    if start == b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path} is damaged: its end is missing, as after a download or copy that broke off")
+        zipped = stream.read(4) == b"PK\x03\x04"
     try:
-        if start == b"PK\x03\x04":
+        if zipped and not zipfile.is_zipfile(path):
+            raise WeightsError(f"{path} is damaged: its end is missing, as after a download or copy that broke off")
+        if zipped:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch itself compares no checksums
                     raise WeightsError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
@@ -125,12 +122,9 @@ def load_torch(path: str | Path) -> Any:
 
 
 def state_dict(content: Any, what: str) -> dict[str, Tensor]:
-    """The tensors by name in what `load_torch` gave, as the usual trainings wrap them.
+    """The tensors by name in what `load_torch` gave: under `WRAPPINGS`, relieved of `PREFIXES`, nothing beside them.
 
-    Found under `WRAPPINGS`, relieved of `PREFIXES`; numbers and strings beside the tensors are left out.
-
-    Raises:
-        WeightsError: if there are none; begins with `what` and says what is there.
+    Raises WeightsError if there are none; begins with `what` and says what is there.
     """
     if isinstance(content, dict):
         for name in WRAPPINGS:
@@ -139,9 +133,7 @@ def state_dict(content: Any, what: str) -> dict[str, Tensor]:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         beside = [value for value in content.values() if not isinstance(value, Tensor)]
         if tensors and all(value is None or isinstance(value, (bool, int, float, str)) for value in beside):
-            return {
-                re.sub(r"^(module\.|_orig_mod\.)+|_orig_mod\.", "", name): tensor for name, tensor in tensors.items()
-            }
+            return {PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
     raise WeightsError(f"{what} (name -> tensor), but {contents(content)}")
 
 
@@ -152,10 +144,9 @@ def contents(content: Any) -> str:
 
 
 def fit(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """`load_state_dict` in fp32, with a message that says what does not fit.
+    """`load_state_dict` in fp32.
 
-    Raises:
-        WeightsError: listing the first few missing or unexpected names and unlike shapes (name, found, expected).
+    Raises WeightsError with the first few missing or unexpected names and unlike shapes (name, found, expected).
     """
     wanted = module.state_dict()
     problems = []
@@ -164,20 +155,14 @@ def fit(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             problems.append(f"{kind}: {', '.join(sorted(names)[:3])}{more}")
     unlike = [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n].shape]
-    for name in unlike[:3]:
-        problems.append(f"{name} is {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}")
+    problems += [f"{n} is {tuple(tensors[n].shape)}, expected {tuple(wanted[n].shape)}" for n in unlike[:3]]
     if problems:
         raise WeightsError(f"{what} doesn't fit: {'; '.join(problems)}")
     module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
 
 
 def require(path: str | Path, made_by: str) -> Path:
-    """The path, if it exists.
-
-    Raises:
-        FileNotFoundError: naming the path and what makes it (a notebook, a command).
-    """
-    path = Path(path)
-    if not path.exists():
+    """The path, if it exists; FileNotFoundError says what makes it (a notebook, a command)."""
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} is missing: {made_by} makes it")
-    return path
+    return Path(path)

@@ -34,44 +34,32 @@ def to_range(images: Tensor, wanted: str = "signed", numbers: Sequence[int] | No
 
     Args:
         wanted: "signed": float in [-1, 1] (judge, CLIP bridge); "unit": float in [0, 1] (torchmetrics, pyiqa);
-            "byte": uint8 in 0..255, rounded (InceptionV3).
-        numbers: of the pictures, for the message; by default from 0 on.
-
-    Raises:
-        EvaluationError: for a picture with a value that is not finite, by its number.
-        ValueError: for an unknown range.
+            "byte": uint8 in 0..255, rounded (InceptionV3). ValueError for others.
+        numbers: of the pictures, for the EvaluationError about one that is not finite; by default from 0 on.
     """
     bad = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
         number = bad[0] if numbers is None else numbers[bad[0]]
         raise EvaluationError(f"picture {number} is not finite ({len(bad)} of {len(images)} aren't)")
     signed = images.float().clamp(-1, 1)
-    match wanted:
-        case "signed":
-            return signed
-        case "unit":
-            return signed * 0.5 + 0.5
-        case "byte":
-            return ((signed + 1) * 127.5).round().to(torch.uint8)
-    raise ValueError(f"unknown range {wanted!r}: one of signed, unit, byte")
+    if wanted == "byte":
+        return ((signed + 1) * 127.5).round().to(torch.uint8)
+    if wanted not in ("signed", "unit"):
+        raise ValueError(f"unknown range {wanted!r}: one of signed, unit, byte")
+    return signed if wanted == "signed" else signed * 0.5 + 0.5
 
 
 def check_finite(images: Tensor) -> None:
     """Raises FloatingPointError if a picture of (N, ...) holds NaN or infinity; says how many do."""
-    bad = (~images.isfinite()).flatten(1).any(dim=1)
-    if bad.any():
-        raise FloatingPointError(
-            f"{int(bad.sum())} of {len(images)} pictures hold NaN or infinity: "
-            "the weights have probably diverged; take an earlier checkpoint"
-        )
+    if bad := int((~images.isfinite()).flatten(1).any(dim=1).sum()):
+        why = "the weights have probably diverged; take an earlier checkpoint"
+        raise FloatingPointError(f"{bad} of {len(images)} pictures hold NaN or infinity: {why}")
 
 
 def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:
     """Pictures (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8; pictures that are uint8 already pass through.
 
-    Raises:
-        ValueError: for another shape.
-        FloatingPointError: for pictures with NaN or infinity in them.
+    Raises ValueError for another shape, FloatingPointError for pictures with NaN or infinity in them.
     """
     expected = "expected (N, 3, H, W) in [-1, 1] or (N, H, W, 3) uint8"
     images = torch.tensor(images) if isinstance(images, np.ndarray) else images.detach().cpu()
@@ -88,17 +76,14 @@ def contact_sheet(
     images: Tensor | np.ndarray, columns: int, captions: Sequence[str] | None = None, scale: int = 1, gap: int = 6,
     font_size: int = 12,
 ) -> Image.Image:  # fmt: skip
-    """A grid of pictures on white.
+    """A grid of pictures, as `to_uint8` takes them, on white.
 
     Args:
-        images: as `to_uint8` takes them.
-        columns: pictures in a row.
         captions: one per picture or one per row, written above it and wrapped.
         scale: whole-number magnification.
         gap: pixels between pictures and around them.
 
-    Raises:
-        ValueError: for no pictures, columns or scale below one, or another number of captions.
+    Raises ValueError for no pictures, columns or scale below one, or another number of captions.
     """
     pixels = to_uint8(images)
     number = len(pixels)
@@ -151,7 +136,10 @@ def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 
 def png_bytes(image: Picture, metadata: Mapping[str, object] | None = None) -> bytes:
-    """A picture, (3, H, W) in [-1, 1], (H, W, 3) uint8 or PIL's, as a PNG that keeps `metadata` as text."""
+    """A picture, (3, H, W) in [-1, 1], (H, W, 3) uint8 or PIL's, as a PNG that keeps `metadata` as text.
+
+    Caption, seed, checkpoint and the like; `Image.open(path).text` reads them.
+    """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(to_uint8(image[None])[0])
     info = PngInfo()
@@ -163,16 +151,9 @@ def png_bytes(image: Picture, metadata: Mapping[str, object] | None = None) -> b
 
 
 def save_png(image: Picture, path: str | Path, metadata: Mapping[str, object] | None = None) -> Path:
-    """Write a picture as PNG, whole or not at all.
+    """Write a picture of `png_bytes`, whole or not at all; missing folders are made.
 
-    Args:
-        image: as `png_bytes` takes it.
-        path: a name that ends in .png; missing folders are made.
-        metadata: caption, seed, checkpoint and the like, kept in the file; `Image.open(path).text` reads it.
-
-    Raises:
-        ValueError: for another ending.
-        OSError: if the file can't be written; the message names it.
+    Raises ValueError if the name does not end in .png, OSError, naming the file, if it can't be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

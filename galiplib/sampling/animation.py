@@ -26,9 +26,8 @@ def encode_animation(
         bounce: play back and forth.
         comment: kept in the file.
 
-    Raises:
-        ValueError: for another kind, no frames, a scale or fps below one, or pictures as `to_uint8` says.
-        ImportError: for an MP4 without imageio-ffmpeg.
+    Raises ValueError for another kind, no frames, a scale or fps below one, or pictures as `to_uint8` says; ImportError
+    for an MP4 without imageio-ffmpeg.
     """
     if kind not in ENCODERS:
         raise ValueError(f"an animation can be a gif or an mp4, not {kind!r}")
@@ -41,9 +40,7 @@ def encode_animation(
 def save_animation(images: Tensor | np.ndarray, path: str | Path, **options: Any) -> Path:
     """Write frames as `encode_animation` makes them; the file's ending, .gif or .mp4, says which kind.
 
-    Raises:
-        ValueError, ImportError: as `encode_animation`.
-        OSError: if the file can't be written; the message names it.
+    Raises as it does, and OSError, naming the file, if that can't be written.
     """
     data = encode_animation(images, Path(path).suffix.lower().removeprefix("."), **options)
     write_atomically(path, lambda stream: stream.write(data))
@@ -68,9 +65,8 @@ def _mp4(frames: np.ndarray, fps: int, comment: str) -> bytes:
     options = ["-crf", "16", "-metadata", f"comment={comment}", "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "walk.mp4"
-        film = write_frames(
-            path, (width, height), fps=fps, codec="libx264", quality=None, macro_block_size=1, output_params=options
-        )
+        codec = {"codec": "libx264", "quality": None, "macro_block_size": 1, "output_params": options}
+        film = write_frames(path, (width, height), fps=fps, **codec)
         film.send(None)
         for frame in frames:
             film.send(frame[:height, :width].tobytes())

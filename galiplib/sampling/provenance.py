@@ -27,19 +27,12 @@ NOT_NOTED = {"precision": "fp32"}  # in older files
 
 @dataclass(frozen=True)
 class Origin:
-    """The weights that made a picture.
+    """The weights that made a picture."""
 
-    Attributes:
-        checkpoint: "mini" or the path they were loaded from.
-        weights: fingerprint of generator and CLIP, see `fingerprint`.
-        ema: the averaged weights of a run, rather than those in training.
-        precision: "fp32", or "bf16" after `bf16.to_bf16`.
-    """
-
-    checkpoint: str
-    weights: str
-    ema: bool = True
-    precision: str = "fp32"
+    checkpoint: str  # "mini" or the path they were loaded from
+    weights: str  # `fingerprint` of generator and CLIP
+    ema: bool = True  # the averaged weights of a run, rather than those in training
+    precision: str = "fp32"  # or "bf16", after `to_bf16`
 
     @classmethod
     def of(cls, generator: TextToImage, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
@@ -73,13 +66,9 @@ def fingerprint(generator: TextToImage) -> str:
 
 
 def save_picture(image: Picture, path: str | Path, recipe: Recipe, origin: Origin) -> Path:
-    """Write one picture as a PNG that `replay` makes again; never over another file.
+    """Write one picture as a PNG that `replay` makes again; a file that holds it already stays as it is.
 
-    A file that holds this very picture already stays as it is.
-
-    Raises:
-        FileExistsError: for a file that holds anything else.
-        OSError: if the file can't be written; the message names it.
+    Raises FileExistsError for a file that holds anything else, OSError, naming it, if it can't be written.
     """
     return Path(path) if is_there(path, recipe, origin) else save_png(image, path, origin.metadata(recipe))
 

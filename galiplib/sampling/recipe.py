@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -16,34 +16,27 @@ LIMITS = {"truncation": (0.0, 2.0), "share": (-2.0, 3.0), "turn": (0.0, 1.0), "l
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a picture besides the weights.
+    """All that decides a picture besides the weights. Raises ValueError for an empty caption, or a value out of range.
 
-    Attributes:
-        caption: what the picture shows.
-        seed: of its noise, 0 .. 2**32 - 1.
-        truncation: factor of the noise, 0 .. 2. At 1 the noise is what the generator was trained with; smaller values
-            give likelier and less varied pictures, 0 the same one for every seed. (BigGAN's truncation trick, Brock
-            et al. 2019, draws large values anew instead; a factor changes the same picture little by little.)
-        towards, share: a second caption and its share of the sentence, -2 .. 3: between 0 and 1 a mixture; above 1
-            it is guidance, away from the first caption and beyond the second; below 0 the other way round.
-        seed_b, turn: a second seed and how far the noise is turned to it, 0 .. 1, on the arc between the two (White,
-            "Sampling Generative Networks", 2016): a straight line would leave the length that the generator knows.
-        late, late_from: style mixing (Karras et al., "StyleGAN", 2019): a caption that the generator blocks from number
-            `late_from` on, 0 being the first, get in place of the sentence so far; the noise stays.
-
-    Raises:
-        ValueError: for an empty caption, or a value out of its range.
+    truncation: at 1 the noise is what the generator was trained with; smaller values give likelier and less varied
+        pictures, 0 the same one for every seed. (BigGAN's truncation trick, Brock et al. 2019, draws large values anew
+        instead; a factor changes the same picture little by little.)
+    share: between 0 and 1 a mixture; above 1 it is guidance, away from the first caption and beyond the second; below
+        0 the other way round.
+    turn: on the arc between the two noises (White, "Sampling Generative Networks", 2016): a straight line would leave
+        the length that the generator knows.
+    late: style mixing (Karras et al., "StyleGAN", 2019); the noise stays.
     """
 
     caption: str
-    seed: int = 0
-    truncation: float = 1.0
-    towards: str = ""
-    share: float = 0.0
-    seed_b: int | None = None
-    turn: float = 0.0
-    late: str = ""
-    late_from: int = 0
+    seed: int = 0  # of the noise, 0 .. 2**32 - 1
+    truncation: float = 1.0  # factor of the noise, 0 .. 2
+    towards: str = ""  # a second caption
+    share: float = 0.0  # its share of the sentence, -2 .. 3
+    seed_b: int | None = None  # a second seed
+    turn: float = 0.0  # how far the noise is turned to that one's, 0 .. 1
+    late: str = ""  # a caption that the last generator blocks get in place of the sentence
+    late_from: int = 0  # from this block on; 0 is the first
 
     def __post_init__(self) -> None:
         check_caption(self.caption, "the caption")
@@ -84,8 +77,7 @@ class Recipe:
     @property
     def settings(self) -> dict[str, Any]:
         """What differs from the defaults, without caption and seed."""
-        values = asdict(self)
-        return {f.name: values[f.name] for f in fields(self)[2:] if values[f.name] != f.default}
+        return {f.name: value for f in fields(self)[2:] if (value := getattr(self, f.name)) != f.default}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
