@@ -88,13 +88,18 @@ def _check_tensor(value: Any, shape: Shape, hints: Mapping[Shape, str] | None = 
 
 
 def _compare(
-    value: Any, right: Tensor, mistakes: Mapping[str, Tensor], hints: Mapping[Shape, str] | None = None,
-    gradient: bool = False,
+    value: Any, right: Any, mistakes: Mapping[str, Any], hints: Mapping[Shape, str] | None = None,
+    gradient: bool = False, near: tuple[float, float] = (1e-3, 1e-4),
 ) -> None:  # fmt: skip
-    """Raise CheckFailed unless `value` is `right` (and has a gradient), naming the mistake whose result it is."""
+    """Raise CheckFailed unless `value` is `right` (and has a gradient), naming the mistake whose result it is.
+
+    `near`: the relative and the absolute difference that still count as equal.
+    """
+    right = torch.as_tensor(right)
     _check_tensor(value, right.shape, hints)
     for hint, other in {"": right, **mistakes}.items():
-        if other.shape == value.shape and torch.allclose(value, other.to(value.dtype), rtol=1e-3, atol=1e-4):
+        other = torch.as_tensor(other, dtype=value.dtype)
+        if other.shape == value.shape and torch.allclose(value, other, *near):
             if not hint and gradient and not value.requires_grad:
                 hint = "no gradient flows back from the result: leave out .item() and .detach()"
             if hint:
@@ -102,11 +107,14 @@ def _compare(
             return
     if right.ndim == 0:
         raise CheckFailed(f"expected {float(right):.4f}, got {float(value):.4f}")
+    if right.ndim == 1:
+        expected, got = (", ".join(f"{number:g}" for number in row.tolist()) for row in (right, value))
+        raise CheckFailed(f"expected ({expected}), got ({got})")
     raise CheckFailed(f"the shape is right, the values are off by up to {float((value - right).abs().max()):.3f}")
 
 
-def _compare_number(value: Any, right: float, mistakes: Mapping[str, float]) -> None:
-    """`_compare` for what is one number: a float, or an array or tensor of one element."""
+def _number(value: Any) -> Tensor:
+    """A float, or an array or tensor of one element, as a tensor of shape (), so that it can be compared."""
     array = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.size != 1:
         raise CheckFailed(f"expected one number, got shape {array.shape}: is the trace (np.trace) missing?")
@@ -116,8 +124,7 @@ def _compare_number(value: Any, right: float, mistakes: Mapping[str, float]) -> 
         raise CheckFailed(f"expected one number, got {type(value).__name__}")
     if not np.isfinite(array).all():
         raise CheckFailed("the result is NaN or infinite: the root must be the matrix's (scipy.linalg.sqrtm)")
-    number = functools.partial(torch.tensor, dtype=torch.float64)
-    _compare(number(float(array.item())), number(right), {hint: number(wrong) for hint, wrong in mistakes.items()})
+    return torch.tensor(array.item(), dtype=torch.float64)
 
 
 # ---------------------------------------------------------------- the exercises
@@ -201,9 +208,7 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     text = 3 * torch.randn(5, 8, generator=draw) + 0.5
     scale = torch.tensor(4.0)
     value = _call(fn, image, text, scale, hint="image and text are (B, E), so that image @ text.T is (B, B)")
-    shapes: dict[Shape, str] = {
-        (5, 5): "these are the logits: the loss is their cross-entropy with the diagonal as the target"
-    }
+    logits = "these are the logits: the loss is their cross-entropy with the diagonal as the target"
 
     def losses(x: Tensor, y: Tensor, factor: Tensor | float = scale) -> Tensor:
         """The two directions, (2,)."""
@@ -226,7 +231,8 @@ def check_contrastive(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         "the scale comes ready: leave out the exp": losses(i, t, scale.exp()).mean(),
         "normalised along the batch: each row (dim=1) is to get length 1": losses(*along).mean(),
     }
-    _compare(value, (rows + columns) / 2, mistakes, {(5,): "take the mean over the batch", **shapes}, gradient=True)
+    hints: dict[Shape, str] = {(5,): "take the mean over the batch", (5, 5): logits}
+    _compare(value, (rows + columns) / 2, mistakes, hints, gradient=True)
     return "passed: cosines, scaled, cross-entropy in both directions"
 
 
@@ -269,9 +275,9 @@ def check_frechet(fn: Callable[..., float]) -> str:
         "a square root too much: the squared distance is wanted": right**0.5,
         "the mean of the squared differences of the means: take their sum": traces - 2 * cross + means / 4,
     }
-    _compare_number(call(mu1, cov1, mu2, cov2), right, mistakes)
+    _compare(_number(call(mu1, cov1, mu2, cov2)), right, mistakes)
     with _about("a distribution's distance to itself"):
-        _compare_number(call(mu1, cov1, mu1, cov1), 0.0, {})
+        _compare(_number(call(mu1, cov1, mu1, cov1)), 0.0, {})
     return "passed: means and covariances both count"
 
 
@@ -321,11 +327,11 @@ def _check_answer(text: str, value: Any, right: dict[str, str]) -> None:
             raise CheckFailed(f"{part}: expected the colour's name {right[part]!r}, got {colour!r}")
         if colour != right[part]:
             raise CheckFailed(f"the {part} is {right[part]}, you found {colour}")
-    for part, colour in right.items():
+    for part in [part for part in right if part not in value]:
+        colour = right[part]
         hint = f' ("{colour} bird" and "{colour} body" both name it)' if part == "body" else ""
         hint = f' ("{colour} breast" names it)' if f"{colour} breast" in text else hint
-        if part not in value:
-            raise CheckFailed(f"the {part} is {colour}, you found nothing{hint}")
+        raise CheckFailed(f"the {part} is {colour}, you found nothing{hint}")
 
 
 _BOXES = (  # box x, y, w, h and picture's width, height; divisible, so that all ways of rounding agree
@@ -351,10 +357,10 @@ def check_box_crop(fn: Callable[[tuple, tuple], Any]) -> str:
 
 def _check_corners(value: Any, box: tuple, size: tuple) -> None:
     try:
-        found = np.array([float(number) for number in value])
+        found = torch.tensor([float(number) for number in value], dtype=torch.float64)
     except (TypeError, ValueError):
-        found = np.zeros(0)
-    if found.shape != (4,) or not np.isfinite(found).all():
+        found = torch.zeros(0)
+    if found.shape != (4,) or not found.isfinite().all():
         raise CheckFailed(f"expected four numbers, (left, top, right, bottom), got {value!r}")
     corner, sides = np.array(box[:2]), np.array(box[2:])
     centre, reach = corner + sides / 2, 0.75 * max(sides)
@@ -374,10 +380,7 @@ def _check_corners(value: Any, box: tuple, size: tuple) -> None:
         "it reaches out of the picture: left and top are at least 0, right at most the width, bottom the height": whole,
         "width and height of the picture are swapped": clipped(centre, reach, size[::-1]),
     }
-    if np.abs(found - right).max() > 1:  # a pixel more or less is a matter of rounding
-        hints = (hint for hint, wrong in mistakes.items() if np.abs(found - wrong).max() <= 1)
-        expected, got = (", ".join(f"{number:g}" for number in corners) for corners in (right, found))
-        raise CheckFailed(next(hints, f"expected ({expected}), got ({got})"))
+    _compare(found, right, mistakes, near=(0, 1))  # a pixel more or less is a matter of rounding
 
 
 @exercise
@@ -397,7 +400,7 @@ def check_overflow_norm(fn: Callable[[float, float, float], float]) -> str:
             "that is the logarithm of the norm: take exp": math.log(right),
         }
         with _about(f"largest {largest:g}, weight {weight:g}, power {power:g}"):
-            _compare_number(_call(fn, largest, weight, power), right, mistakes)
+            _compare(_number(_call(fn, largest, weight, power)), right, mistakes)
     return "passed: fp16 ends at a norm of 5.66, behind a loss scale of 16,384 at 1.12"
 
 
@@ -406,8 +409,6 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
     """`fn(x (B, 2 * n, H, W)) -> (B, 2 * n, H, W)`: channel i of the first half beside channel i of the second."""
     for half in (2, 3):
         x = torch.arange(2.0 * 2 * half * 2).reshape(2, 2 * half, 1, 2)
-        value = _call(fn, x)
-        shapes: dict[Shape, str] = {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"}
         first, second, apart = x[:, :half], x[:, half:], torch.cat([x[:, ::2], x[:, 1::2]], 1)
         mistakes = {
             "nothing has moved: the axes of half and place have to change places before they are flattened": x,
@@ -415,7 +416,8 @@ def check_channel_shuffle(fn: Callable[[Tensor], Tensor]) -> str:
             "the halves have changed places, but are not mixed": torch.cat([second, first], 1),
             "the second half comes first in every pair": torch.stack([second, first], dim=2).flatten(1, 2),
         }
-        _compare(value, torch.stack([first, second], dim=2).flatten(1, 2), mistakes, shapes)
+        hints: dict[Shape, str] = {(2, half, 2, 1, 2): "flatten the two axes of the channels into one"}
+        _compare(_call(fn, x), torch.stack([first, second], dim=2).flatten(1, 2), mistakes, hints)
     return "passed: 0 n 1 n+1 2 n+2 ..."
 
 
@@ -425,8 +427,6 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     draw = torch.Generator().manual_seed(0)
     a = 0.3 * torch.randn(2, 3, 4, 5, generator=draw) + 0.2
     b = torch.randn(2, 3, 4, 5, generator=draw) - 0.1
-    value = torch.as_tensor(_call(fn, a, b))
-    shapes: dict[Shape, str] = {(2,): "one number for the whole batch: take the mean over all axes"}
     energy, other, joint = a.square().mean(), b.square().mean(), (a + b).square().mean()
     mistakes = {
         "that is the ratio of the two energies: divide by their sum": energy / other,
@@ -437,7 +437,8 @@ def check_energy_share(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
         "those are variances: the energy counts what all pixels have in common too": a.var() / (a.var() + b.var()),
         "the image's part alone: divide by the energy of both": energy,
     }
-    _compare(value, energy / (energy + other), mistakes, shapes)
+    hints: dict[Shape, str] = {(2,): "one number for the whole batch: take the mean over all axes"}
+    _compare(torch.as_tensor(_call(fn, a, b)), energy / (energy + other), mistakes, hints)
     return "passed: 0 for a silent branch, 1 for a silent generator"
 
 

@@ -68,6 +68,11 @@ class Notebook:
         heading = re.search(r"^# +(.+)", text, re.M)
         return cls(path, heading[1] if heading else path.stem, parameters)
 
+    @property
+    def own(self) -> list[str]:
+        """The names of its parameters without the runner's."""
+        return [name for name in self.parameters if name not in RUNNER_PARAMETERS]
+
 
 def find_notebooks(folder: Path) -> dict[str, Notebook]:
     """The notebooks of `folder` by their two-digit number. Raises CourseError if there are none."""
@@ -88,15 +93,13 @@ def select(notebooks: dict[str, Notebook], numbers: list[str]) -> list[Notebook]
 
 def check_values(selected: list[Notebook], values: dict[str, Any]) -> None:
     """Raises CourseError for a name that no selected notebook has: papermill itself would only warn."""
-    own = {nb.path.stem: [name for name in nb.parameters if name not in RUNNER_PARAMETERS] for nb in selected}
-    known = {name for names in own.values() for name in names}
+    known = {name for notebook in selected for name in notebook.own}
     for name in values:
         if name in RUNNER_PARAMETERS:
             raise CourseError(f"parameter '{name}' is set with --{name}")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            valid = "\n".join(f"  {stem}: {', '.join(names) or '(none)'}" for stem, names in own.items())
+            hint = "".join(f" (did you mean '{close}'?)" for close in difflib.get_close_matches(name, known, n=1))
+            valid = "\n".join(f"  {nb.path.stem}: {', '.join(nb.own) or '(none)'}" for nb in selected)
             raise CourseError(f"no selected notebook has a parameter '{name}'{hint}; they have\n{valid}")
 
 
@@ -110,30 +113,25 @@ def parse_value(text: str) -> Any:
         raise CourseError(f"not a YAML value: {text!r}") from error
 
 
-def prepare_folder(folder: Path) -> None:
-    """Creates `folder` and tries to write there. Raises CourseError if it can't."""
+def prepare(notebooks: Path, record: Path) -> dict[str, Any]:
+    """Makes the folder of executed notebooks, reads an earlier course.json -> its entries. Raises CourseError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        notebooks.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=notebooks).close()  # whether it can be written to
+        return json.loads(record.read_text())["notebooks"] if record.exists() else {}
     except OSError as error:
-        raise CourseError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The entries of an earlier course.json, none without one. Raises CourseError if it is unreadable."""
-    try:
-        return json.loads(path.read_text())["notebooks"] if path.exists() else {}
+        raise CourseError(f"cannot write to {notebooks} ({error.strerror}); choose another --out") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CourseError(f"{path} is not a record of the course: move it away") from error
+        raise CourseError(f"{record} is not a record of the course: move it away") from error
 
 
 def write_record(path: Path, profile: str, entries: dict[str, Any]) -> None:
     """Writes course.json whole or not at all."""
     seconds = round(sum((entry["seconds"] for entry in entries.values()), 0.0), 1)
     peak = max((entry["peak_mb"] for entry in entries.values()), default=0.0)
-    record = {"profile": profile, "cpus": os.cpu_count(), "seconds": seconds, "peak_mb": peak}
+    record = {"profile": profile, "cpus": os.cpu_count(), "seconds": seconds, "peak_mb": peak, "notebooks": entries}
     partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(record | {"notebooks": entries}, indent=2, default=str) + "\n")
+    partial.write_text(json.dumps(record, indent=2, default=str) + "\n")
     partial.replace(path)
 
 
@@ -172,12 +170,9 @@ def describe_failure(executed: Path, error: Exception) -> str:
     cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
     code = [cell for cell in cells if cell.cell_type == "code"]
     if started := [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]:
-        cell = started[-1]
-        lines[0] += f" in cell [{cell.execution_count or len(started)}]:"
-        lines += [f"    {line}" for line in cell.source.splitlines()[:4]]
-    name, text = type(error).__name__, str(error)
-    if isinstance(error, PapermillExecutionError):
-        name, text = error.ename, error.evalue
+        lines[0] += f" in cell [{started[-1].execution_count or len(started)}]:"
+        lines += [f"    {line}" for line in started[-1].source.splitlines()[:4]]
+    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)  # papermill's has both
     lines.append(f"{name}: {text}")
     return "\n".join([*lines, f"executed notebook: {executed}"])
 
@@ -187,9 +182,8 @@ def run_course(selected: list[Notebook], folder: Path, parameters: Mapping[str, 
 
     Raises CourseError before the first, NotebookFailed when one fails.
     """
-    prepare_folder(folder / "notebooks")
-    record = folder / "course.json"
-    entries, total = read_record(record), 0.0
+    record, total = folder / "course.json", 0.0
+    entries = prepare(folder / "notebooks", record)
     for notebook in selected:
         stem, start = notebook.path.stem, time.perf_counter()
         print(f"{stem}: started", flush=True)
@@ -253,8 +247,7 @@ def main(argv: list[str] | None = None, folder: Path = NOTEBOOKS) -> int:
             print_list(notebooks)
             return 0
         selected = select(notebooks, DEMO if args.command == "demo" else args.numbers)
-        values = {name: parse_value(text) for name, text in args.values}
-        check_values(selected, values)
+        check_values(selected, values := {name: parse_value(text) for name, text in args.values})
         folder = args.out.absolute() / Path(args.profile).stem.replace(":", "-")  # as a configuration's `folder`
         run_course(selected, folder, {"profile": args.profile, "out": str(args.out.absolute()), **values})
         if args.command == "demo":
