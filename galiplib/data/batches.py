@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..images import to_images
 from . import DataError
-from .embeddings import (
-    DEFAULT_FOLDER,
-    Progress,
-    Table,
-    TextEncoder,
-    digest_of,
-    sentence_embeddings,
-    unique_captions,
-)  # fmt: skip
+from .embeddings import DEFAULT_FOLDER, Progress, Table, TextEncoder, digest_of, sentence_embeddings, unique_captions
 
+Pixels = tuple[np.ndarray, np.ndarray]  # pictures (B, S, S, 3) uint8, and the rows (B,) that they show
 DRAWS = 3  # random numbers that a picture takes: where it is cropped, across and down, and whether it is flipped
 
 
@@ -33,34 +27,23 @@ class Captions(Protocol):
     """The captions of a split as embeddings know them, each at a place of its own."""
 
     @property
-    def digest(self) -> str:
-        """A hash of all captions."""
+    def digest(self) -> str: ...  # a hash of all captions
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> their places (B,)."""
 
 
 class Source:
-    """A split of a data set: `minibirds.MiniBirds`, or photographs (`pictures.Photos`), also in shards.
+    """A split of a data set: `minibirds.MiniBirds`, or photographs (`pictures.Photos`), also in shards."""
 
-    Attributes:
-        captions: those of every row.
-        labels: what the pictures show, of mini birds; None where the truth is not known.
-    """
-
-    captions: Sequence[list[str]]
-    labels: np.ndarray | None = None
+    captions: Sequence[list[str]]  # those of every row
+    labels: np.ndarray | None = None  # what the pictures show, of mini birds; None where the truth is not known
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def pixels(
-        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers (B,) -> pictures (B, S, S, 3) uint8, and the rows they show.
-
-        `random` draws crops and flips, `DRAWS` numbers a picture in their order, or nothing.
-        """
+    def pixels(self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None) -> Pixels:
+        """Row numbers (B,) -> pictures; `random` draws crops and flips, `DRAWS` numbers a picture in their order."""
         raise NotImplementedError
 
     def rows(self, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
@@ -81,23 +64,14 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class CaptionIndex:
-    """The different captions of a data set, and which of them each picture has.
-
-    Attributes:
-        texts: every caption once.
-        choices: for each picture, its captions' places in `texts`.
-    """
+    """The different captions of a data set, and which of them each picture has."""
 
     def __init__(self, captions: Sequence[list[str]]) -> None:
         self.texts = unique_captions(captions)
         position = {text: index for index, text in enumerate(self.texts)}
-        self.choices = [np.array([position[text] for text in texts]) for texts in captions]
+        self.choices = [np.array([position[text] for text in texts]) for texts in captions]  # a picture's, in `texts`
         self.counts = np.array([len(places) for places in self.choices])
-
-    @property
-    def digest(self) -> str:
-        """A hash of all captions."""
-        return digest_of(self.texts)
+        self.digest = digest_of(self.texts)
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> places in `texts` (B,)."""
@@ -105,22 +79,16 @@ class CaptionIndex:
         return np.array([self.choices[row][pick] for row, pick in zip(rows, picks, strict=True)])
 
 
+@dataclass(eq=False)
 class BatchReader(Dataset):
-    """What each step's batch shows: a function of the step and of what is given here, and of nothing else.
+    """What each step's batch shows: a function of the step and of what is given here, and of nothing else."""
 
-    Args:
-        captions: draws one of each row.
-        sentences: the embeddings of all captions (U, E).
-        size: pictures of the whole batch.
-        seed: of the order of the rows, crops, flips and captions.
-        part: the pictures of it that are read.
-    """
-
-    def __init__(
-        self, source: Source, captions: Captions, sentences: np.ndarray | Table, size: int, seed: int, part: slice
-    ) -> None:
-        self.source, self.captions, self.sentences = source, captions, sentences
-        self.size, self.seed, self.part = size, seed, part
+    source: Source
+    captions: Captions
+    sentences: np.ndarray | Table  # the embeddings of all captions (U, E)
+    size: int  # pictures of the whole batch
+    seed: int  # of the order of the rows, crops, flips and captions
+    part: slice  # the pictures of it that are read
 
     def read(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pictures of the part (b, S, S, 3) uint8; embeddings of the whole batch's captions (B, E)."""
@@ -138,13 +106,6 @@ class BatchReader(Dataset):
             return self.read(step)
         except DataError as error:
             return DataError(str(error))
-
-    def ahead(self, step: int, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray] | DataError]:
-        """The batches of this step and of all that follow, read by so many processes."""
-        steps = itertools.count(step)
-        return iter(
-            DataLoader(self, None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_calm)
-        )
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -164,8 +125,6 @@ class TrainingData:
     process of several can have its part of any batch.
 
     Args:
-        bridge: the frozen CLIP.
-        source: pictures and captions.
         name: stores the embeddings under `folder`, memory-mapped (`embeddings`); None keeps them in memory. Shards
             have theirs beside their index, whatever the name.
         progress: wraps the passes of the captions through CLIP (a tqdm, say).
@@ -180,28 +139,20 @@ class TrainingData:
         self.source, self.workers = source, workers
         self._next: tuple[int, BatchReader, Iterator] | None = None  # what the workers are at
         self.captions, self.sentences = source.embedded(bridge, name, folder, progress)
+        self.digest = self.captions.digest
 
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
-    def digest(self) -> str:
-        """A hash of all captions."""
-        return self.captions.digest
-
     def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
 
-        Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do.
+        Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do. Of a training
+        in several processes, `part` are the pictures that this one wants: `slice(first, last)`; the embeddings are the
+        whole batch's all the same, for the mismatched captions.
 
-        Args:
-            size: B, of the whole batch.
-            part: of a training in several processes, the pictures that this one wants: `slice(first, last)`. The
-                embeddings are the whole batch's all the same, for the mismatched captions.
-
-        Raises:
-            ValueError: if the batch is larger than the data set.
-            DataError: if shards can't be read, or no picture at all can be decoded.
+        Raises ValueError if the batch is larger than the data set; DataError if shards can't be read, or no picture at
+        all can be decoded.
         """
         if size > len(self):
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
@@ -213,7 +164,10 @@ class TrainingData:
         if self._next and self._next[0] == step and vars(self._next[1]) == vars(reader):
             batches = self._next[2]
         else:
-            batches = reader.ahead(step, self.workers)
+            batches = iter(DataLoader(
+                reader, None, sampler=itertools.count(step), num_workers=self.workers, collate_fn=_as_it_is,
+                worker_init_fn=_calm,
+            ))  # fmt: skip
         self._next = None
         try:
             found = next(batches)

@@ -26,11 +26,9 @@ def _encoding(start: bytes) -> str:
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None, strict: bool = False) -> Iterator[TextIO]:
-    """A text file, decoded by its byte order mark, else as UTF-8.
+    """A text file, decoded by its byte order mark, else as UTF-8; `newline` as `open` takes it.
 
-    Args:
-        newline: what ends a line, as `open` takes it; by default LF, CR or both.
-        strict: raise DataError at what can't be decoded, in place of putting a substitute character there.
+    What can't be decoded becomes a substitute character; if `strict`, it raises DataError.
     """
     with path.open("rb") as stream:
         encoding = _encoding(stream.read(2))
@@ -105,8 +103,7 @@ def read_csv(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row of a table; raises DataError for too many cells or a quote that stays open.
 
-    Args:
-        check: is given the names of the columns, stripped and in small letters, and raises if they won't do.
+    `check` is given the names of the columns, stripped and in small letters, and raises if they won't do.
     """
     with open_text(path, "", strict) as stream:
         reader = csv.DictReader(stream, restval="", strict=True)  # else a quote left open would swallow the rest
@@ -143,8 +140,7 @@ def read_json_lines(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]
 def read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Captions from a `captions.csv` or `captions.jsonl` -> {image: captions}, {image: split, "" if none is given}.
 
-    Raises:
-        DataError: with file and line, for a line or header of another form.
+    Raises DataError with file and line, for a line or header of another form.
     """
     images, texts = " or ".join(IMAGE_FIELDS), " or ".join(CAPTION_FIELDS)
     form = '{"image": "a.jpg", "caption": "..."}, or have "captions": [...]'

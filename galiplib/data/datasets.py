@@ -58,25 +58,17 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Photographs in a folder laid out as `layouts` says; the other entries differ from them in what they override.
+    """Photographs in a folder laid out as `layouts` says; the other entries differ from them in what they override."""
 
-    Attributes:
-        name: as `data.name` has it.
-        held_out: the splits that are measured on, beside "train"; the first is compared with the real pictures.
-        captions: to draw on the way; without any, held-out ones are drawn.
-        judged: whether the judge knows what its pictures show.
-    """
-
-    name: str
-    held_out: tuple[str, ...] = ("test",)
-    captions: tuple[str, ...] = ()
-    judged: bool = False
+    name: str  # as `data.name` has it
+    held_out: tuple[str, ...] = ("test",)  # splits to measure on; the first is compared with the real pictures
+    captions: tuple[str, ...] = ()  # to draw on the way; without any, held-out ones are drawn
+    judged: bool = False  # whether the judge knows what its pictures show
 
     def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
         """The pictures of a split; raises DataError if they can't be had.
 
-        Args:
-            progress: wraps the drawing of mini birds (a tqdm, say); photographs have a bar of their own, if not `iter`.
+        `progress` wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, if it isn't `iter`.
         """
         return open_dataset(self.name, settings.folder, split, settings.image_size, progress is not iter)
 
@@ -159,15 +151,12 @@ def open_dataset(
     Args:
         name: one of `NAMES`; "folder" is your own data (`captions.csv`, `captions.jsonl`, or a .txt a picture).
         folder: by default data/<name>.
-        split: "train" or "test".
         image_size: side of the pictures that `Photos.pixels` makes, pixels.
         context_length: tokens that CLIP reads; longer captions are counted.
-        warn: whether to warn once, if anything is left out or longer than CLIP reads; it warns in any case if the
-            split had to be made.
+        warn: once, if anything is left out or cut by CLIP; it warns in any case if the split had to be made.
 
-    Raises:
-        DataError: for an unknown name or split, a folder that is missing or laid out otherwise, a damaged list or
-            table, or a split with no usable picture.
+    Raises DataError for an unknown name or split, a folder that is missing or laid out otherwise, a damaged list or
+    table, or a split with no usable picture.
     """
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")
@@ -218,10 +207,8 @@ def _open_row(row: Row, boxes: dict[str, Box] | None) -> Item:
 
 
 def _is_cut(caption: str, context_length: int) -> bool:
-    room = context_length - 2  # besides begin and end
-    if len(caption.encode()) - caption.count(" ") <= room:  # no token is shorter than a byte
-        return False
-    return sum(map(_pieces, caption.split())) > room
+    room = context_length - 2  # besides begin and end; no token is shorter than a byte
+    return len(caption.encode()) - caption.count(" ") > room and sum(map(_pieces, caption.split())) > room
 
 
 @lru_cache(2**17)
@@ -250,11 +237,7 @@ def describe(
         sheet: the .png to write the sheet to; by default none is written.
         check: also decode every picture, which takes a while.
 
-    Returns:
-        {"name", "folder", "splits": {split: numbers}, "sheet": the picture}; all but the sheet fits JSON.
-
-    Raises:
-        DataError: as `open_dataset` does.
+    Returns {"name", "folder", "splits": {split: numbers}, "sheet": the picture}; all but the sheet fits JSON.
     """
     opened = [open_dataset(name, folder, split, image_size, progress, context_length, warn=False) for split in splits]
     if check:

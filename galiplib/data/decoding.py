@@ -18,11 +18,7 @@ MAX_ASPECT = 50  # a thinner strip would be resized to a picture that fills the 
 
 
 def read_header(path: Path) -> tuple[tuple[int, int], str]:
-    """Size (width, height) and Pillow's mode of a picture, without decoding it.
-
-    Raises:
-        BadRow: if its header can't be read, or it claims more pixels than Pillow holds safe.
-    """
+    """Size (width, height) and Pillow's mode of a picture, not decoded; BadRow if unreadable or unsafely large."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             size, mode = image.size, image.mode
@@ -35,13 +31,9 @@ def read_header(path: Path) -> tuple[tuple[int, int], str]:
 
 
 def read_image(path: Path, upright: bool = True, content: bytes | None = None) -> Image.Image:
-    """Decode a picture as RGB, transparency on white, turned as its EXIF says if `upright`.
+    """Decode a picture as RGB, transparency on white, turned as its EXIF says if `upright`; BadRow if it can't be.
 
-    Args:
-        content: of the file, if it has been read already; then `path` is a name for messages.
-
-    Raises:
-        BadRow: if it can't be decoded.
+    If `content` of the file has been read already, `path` is a name for messages.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
@@ -105,16 +97,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def square_around(box: Box, size: tuple[int, int], path: Path) -> tuple[int, int, int, int]:
     """What is cut out for a box x, y, w, h: 1.5 times its longer side around its centre, clipped to the image.
 
-    Args:
-        box: in pixels of the image.
-        size: width and height of the image.
-        path: its file, for the message.
-
-    Returns:
-        left, top, right, bottom in whole pixels, as the literature rounds them (DF-GAN).
-
-    Raises:
-        BadRow: for a box without area, or one outside the image.
+    `size` is the image's width and height; returned are left, top, right, bottom in whole pixels, as the literature
+    rounds them (DF-GAN). Raises BadRow for a box without area, or one outside the image.
     """
     x, y, w, h = box
     if all(map(math.isfinite, box)) and w > 0 and h > 0 and -w < x < size[0] and -h < y < size[1]:

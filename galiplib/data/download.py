@@ -44,23 +44,14 @@ class _ConnectionLost(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """One archive of a data set.
-
-    Attributes:
-        url: where it is published.
-        file: its name in `downloads/`; ends in .zip, or is a tar of any compression.
-        makes: paths in the data set's folder that are there once it is unpacked.
-        md5: its published sum, None if there is none.
-        members: pattern of the names inside that are wanted; others are left out.
-        target: what `members` matched is unpacked under this path of the data set's folder.
-    """
+    """One archive of a data set."""
 
     url: str
-    file: str
-    makes: tuple[str, ...]
-    md5: str | None = None
-    members: str = r"(.+)"
-    target: str = r"\1"
+    file: str  # its name in `downloads/`; ends in .zip, or is a tar of any compression
+    makes: tuple[str, ...]  # paths in the data set's folder that are there once it is unpacked
+    md5: str | None = None  # its published sum
+    members: str = r"(.+)"  # pattern of the names inside that are wanted
+    target: str = r"\1"  # the path in the data set's folder under which a match is unpacked
 
 
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
@@ -127,11 +118,9 @@ def download(name: str, folder: str | Path | None = None, progress: bool = True)
         name: one of birds, flowers, faces, coco, cc3m, cc12m. Of faces only the pictures are public, of cc3m and cc12m
             nothing: a warning, for the latter two the error, says what to place where.
         folder: where to, and what is returned; default `data/<name>`.
-        progress: show bars with bytes and time left.
 
-    Raises:
-        ValueError: for an unknown name; it lists the valid ones.
-        DownloadError: for a file that can't be reached, that is not what was published, or that can't be written.
+    Raises ValueError for an unknown name; DownloadError for a file that can't be reached, that is not what was
+    published, or that can't be written.
     """
     if name not in SOURCES:
         raise ValueError(f"no data set {name!r} to download: one of {', '.join(SOURCES)}")

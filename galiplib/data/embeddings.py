@@ -33,7 +33,6 @@ class TextEncoder(Protocol):
     model: nn.Module
 
     def tokenize(self, captions: Sequence[str]) -> Tensor: ...
-
     def encode_text(self, tokens: Tensor) -> Tensor: ...
 
 
@@ -61,9 +60,7 @@ def sentence_embeddings(
         folder: of the file. Files of the same name and CLIP but other captions are deleted.
         progress: wraps the batches (a tqdm, say).
 
-    Raises:
-        ValueError: for an empty caption.
-        OSError: if the folder can't be written.
+    Raises ValueError for an empty caption, OSError if the folder can't be written.
     """
     if name is None:
         starts = range(0, len(captions), BATCH)
@@ -78,9 +75,7 @@ def embeddings_file(
 ) -> Path:  # fmt: skip
     """The file of the embeddings (U, E) of captions that may lie on disk themselves; arguments as above.
 
-    Args:
-        digest: of the captions, a part of the file's name.
-        window: captions that are read at once; those that repeat in it go through CLIP once, by default BATCH.
+    `digest` of the captions is a part of the file's name; of `window` captions at a time, each goes through CLIP once.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +125,7 @@ def _text_encoder(bridge: TextEncoder) -> str:
 
 
 class Table:
-    """Rows of numbers in a file. Not memory-mapped: the pages of a map count as the process's memory once touched.
-
-    Args:
-        path: of the float32 numbers, `rows` rows of `columns`; raises DataError if it is of another size.
-    """
+    """Float32 rows in a file. Not memory-mapped: the pages of a map count as the process's memory once touched."""
 
     def __init__(self, path: Path, columns: int, rows: int) -> None:
         self.path, self.columns, self.row_bytes = path, columns, 4 * columns

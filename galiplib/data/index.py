@@ -38,25 +38,15 @@ CREATE TABLE IF NOT EXISTS about (digest TEXT);
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and its captions.
+    """A picture and its captions."""
 
-    Attributes:
-        key: its name in the data set.
-        image: the file that it is, or lies in.
-        captions: at least one, none empty.
-        box: x, y, w, h in pixels of what it shows; the picture is cropped around it.
-        span: of a picture inside a tar file, its first byte and how many there are.
-        size, mode: width and height of the file's picture, pixels, and Pillow's mode of it ("RGB", "L", ...); known
-            where it has been opened.
-    """
-
-    key: str
-    image: Path
-    captions: tuple[str, ...]
-    box: Box | None = None
-    span: tuple[int, int] | None = None
-    size: tuple[int, int] | None = field(default=None, compare=False)
-    mode: str = field(default="", compare=False)
+    key: str  # its name in the data set
+    image: Path  # the file that it is, or lies in
+    captions: tuple[str, ...]  # at least one, none empty
+    box: Box | None = None  # of what it shows; the picture is cropped around it
+    span: tuple[int, int] | None = None  # of a picture inside a tar file: its first byte, how many there are
+    size: tuple[int, int] | None = field(default=None, compare=False)  # width, height; known where it has been opened
+    mode: str = field(default="", compare=False)  # Pillow's, "RGB" or "L" for example
 
 
 class Rows(Sequence[T]):
@@ -89,11 +79,7 @@ class Rows(Sequence[T]):
 
 
 class Writer:
-    """Fills the file of an index, or goes on filling it after an interruption; what isn't committed is not there.
-
-    Args:
-        passing: the file need not survive an interruption.
-    """
+    """Fills an index's file; if not `passing`, goes on after an interruption: what isn't committed is not there."""
 
     def __init__(self, path: Path, passing: bool = False) -> None:
         self.database = sqlite3.connect(path)
@@ -119,37 +105,19 @@ class Writer:
 
 
 class Index:
-    """An index that has been made.
-
-    Args:
-        path: of the SQLite file.
-        root: what the pictures' files are relative to.
-
-    Attributes:
-        pictures: how many there are.
-        texts: all captions, one after the other.
-        digest: a hash of all captions.
-        shards: the tar files, name -> bytes.
-        left_out: pictures that can't be used, reason -> how many.
-
-    Raises:
-        DataError: if the file is damaged.
-    """
+    """An index that has been made; `root` is what the pictures' files are relative to. Raises DataError if damaged."""
 
     def __init__(self, path: Path, root: Path = Path()) -> None:
         self.path, self.root = path, root
         self._opened: tuple[int, sqlite3.Connection] | None = None
-        ((self.pictures, places),) = self.query(
-            "SELECT (SELECT count(*) FROM pictures), (SELECT count(*) FROM captions)"
-        )
-        self.texts = Rows(self._texts, range(places))
+        ((self.pictures, places),) = self.query("SELECT (SELECT count(*) FROM pictures), count(*) FROM captions")
+        self.texts = Rows(self._texts, range(places))  # all captions, one after the other
         if not (digest := self.query("SELECT digest FROM about")):
             raise self._damaged("unfinished")
-        self.digest: str = digest[0][0]
-        self.shards = dict(self.query("SELECT name, bytes FROM shards"))
-        self.left_out = dict(
-            self.query("SELECT reason, sum(pictures) FROM left_out GROUP BY reason ORDER BY min(rowid)")
-        )
+        self.digest: str = digest[0][0]  # a hash of all captions
+        self.shards = dict(self.query("SELECT name, bytes FROM shards"))  # the tar files
+        reasons = self.query("SELECT reason, sum(pictures) FROM left_out GROUP BY reason ORDER BY min(rowid)")
+        self.left_out = dict(reasons)  # what can't be used -> how many pictures
 
     def _damaged(self, how: object) -> DataError:
         return DataError(f"{self.path} is damaged ({how}): delete {self.path.parent} to have it made again")

@@ -18,24 +18,13 @@ from .decoding import SUFFIXES, Box
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps its files, relative to its folder; `{part}` stands for the split's own folder.
+    """Where a data set keeps its files, relative to its folder; `{part}` stands for the split's own folder."""
 
-    Attributes:
-        images: folders of pictures; the first that has the key counts.
-        texts: the folder of caption files.
-        parts: names of the split's own folders, for train and for test.
-        boxes: whether pictures are cropped to CUB's bounding boxes, and unseen classes are tested.
-        short_names: whether a caption file is named by the key up to its first `_`.
-    """
-
-    images: tuple[str, ...] = ("images",)
-    texts: str = "text"
-    parts: tuple[str, str] = SPLITS
-    boxes: bool = False
-    short_names: bool = False
-
-    def part(self, split: str) -> str:
-        return self.parts[SPLITS.index(split)]
+    images: tuple[str, ...] = ("images",)  # folders of pictures; the first that has the key counts
+    texts: str = "text"  # the folder of caption files
+    parts: tuple[str, str] = SPLITS  # names of the split's own folders, for train and for test
+    boxes: bool = False  # whether pictures are cropped to CUB's bounding boxes, and unseen classes are tested
+    short_names: bool = False  # whether a caption file is named by the key up to its first `_`
 
 
 LAYOUTS = {
@@ -57,32 +46,19 @@ OWN_LAYOUT = """
 
 @dataclass(frozen=True)
 class Row:
-    """A picture as its data set lists it, before anything of it is opened.
-
-    Attributes:
-        key: its name in the list.
-        bases: where the picture may lie, with or without suffix.
-        captions: the file with a caption a line, or the captions.
-    """
+    """A picture as its data set lists it, before anything of it is opened."""
 
     key: str
-    bases: tuple[Path, ...]
-    captions: Path | tuple[str, ...]
+    bases: tuple[Path, ...]  # where the picture may lie, with or without suffix
+    captions: Path | tuple[str, ...]  # the file with a caption a line, or the captions
 
 
 def list_rows(name: str, folder: Path, split: str) -> list[Row]:
-    """What a split lists, before anything of it is opened.
-
-    Warns:
-        UserWarning: if there is no list, so that the split is made here.
-
-    Raises:
-        DataError: for a list or table that can't be read.
-    """
+    """What a split lists. Warns if there is no list, so that the split is made here; raises DataError for a bad one."""
     if name == "folder":
         return _own_rows(folder, split)
     layout = LAYOUTS[name]
-    part = layout.part(split)
+    part = layout.parts[SPLITS.index(split)]
     roots = [folder / image.format(part=part) for image in layout.images]
     texts = folder / layout.texts.format(part=part)
     rows = []
@@ -174,8 +150,7 @@ class _ListUnpickler(pickle.Unpickler):
 def read_keys(path: Path) -> list[str]:
     """The keys in a `filenames.pickle`, white space stripped, written by Python 2 or 3.
 
-    Raises:
-        DataError: for a damaged file, and for one that holds anything but a list of strings; none of it is run.
+    Raises DataError for a damaged file, and for one that holds anything but a list of strings; none of it is run.
     """
     try:
         with path.open("rb") as stream:
@@ -231,11 +206,7 @@ def find_image(row: Row) -> Path:
 
 
 def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line that is not empty; `form` names as many fields as a line must have.
-
-    Raises:
-        DataError: for a line of another form.
-    """
+    """Line number and fields of each line that is not empty; raises DataError for one without the fields of `form`."""
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         fields = line.split()
         if len(fields) not in (0, len(form.split())):
@@ -245,11 +216,7 @@ def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_boxes(folder: Path) -> dict[str, Box]:
-    """CUB's bounding boxes -> {`<class>/<name>`: (x, y, w, h) in pixels}.
-
-    Raises:
-        DataError: if `images.txt` or `bounding_boxes.txt` is missing, or a line of them is of another form.
-    """
+    """CUB's bounding boxes -> {`<class>/<name>`: (x, y, w, h) in pixels}; raises DataError for missing or bad files."""
     images, lines = folder / "images.txt", folder / "bounding_boxes.txt"
     for path in (images, lines):
         if not path.is_file():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .batches import Source
+from .batches import Pixels, Source
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40), "orange": (250, 140, 22), "yellow": (252, 220, 50), "green": (34, 150, 58),
@@ -33,14 +33,9 @@ PLACES = {"sky": "in the sky", "meadow": "in a meadow", "snow": "in the snow", "
 
 #: attribute -> its values, in the order of the class indices that `Bird.labels` and the judge use
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "body": tuple(COLOURS),
-    "wing": tuple(COLOURS),
-    "belly": tuple(COLOURS),
-    "background": tuple(PLACES),
-    "beak_colour": tuple(BEAK_COLOURS),
-    "beak_length": ("short", "long"),
-    "size": ("small", "large"),
-}
+    **dict.fromkeys(("body", "wing", "belly"), tuple(COLOURS)), "background": tuple(PLACES),
+    "beak_colour": tuple(BEAK_COLOURS), "beak_length": ("short", "long"), "size": ("small", "large"),
+}  # fmt: skip
 CAPTIONS_PER_IMAGE = 10
 SPLITS = ("train", "seen", "test")  # seen: new birds of trained combinations; test: combinations held out
 
@@ -111,11 +106,9 @@ def _spline(points: tuple[tuple[float, float], ...], steps: int = 6) -> np.ndarr
 
 
 _SKIES = {
-    "sky": ((96, 170, 236), (196, 228, 250)),
-    "meadow": ((176, 220, 236), (216, 238, 214)),
-    "snow": ((150, 166, 190), (206, 214, 226)),
-    "sunset": ((92, 58, 120), (252, 160, 84)),
-}
+    "sky": ((96, 170, 236), (196, 228, 250)), "meadow": ((176, 220, 236), (216, 238, 214)),
+    "snow": ((150, 166, 190), (206, 214, 226)), "sunset": ((92, 58, 120), (252, 160, 84)),
+}  # fmt: skip
 _VARIANTS = 24  # scenery is drawn once per variant and reused: it is the slow part of a picture
 
 
@@ -156,15 +149,9 @@ def _scenery(background: str, variant: int, size: int) -> Image.Image:
 
 
 def render(bird: Bird, pose: int, size: int = 56) -> np.ndarray:
-    """Draw a bird.
+    """Draw a bird -> (size, size, 3) uint8 RGB, the same for the same arguments.
 
-    Args:
-        bird: what to show.
-        pose: seed of the small things that captions do not name (place, tilt, scenery, shade).
-        size: side of the picture in pixels.
-
-    Returns:
-        (size, size, 3) uint8 RGB, the same for the same arguments.
+    `pose` is the seed of the small things that captions do not name: place, tilt, scenery, shade.
     """
     rng = random.Random(pose)
     canvas = size * SUPERSAMPLE
@@ -284,8 +271,7 @@ def asked(text: str) -> dict[str, int]:
 def counterfactuals(text: str, attribute: str) -> list[str]:
     """The caption with `attribute` (body, wing or belly) in each of the ten colours, in the order of `COLOURS`.
 
-    Raises:
-        ValueError: if the caption does not name that attribute.
+    Raises ValueError if the caption does not name that attribute.
     """
     match = _ASKED[attribute].search(text)
     if match is None:
@@ -299,35 +285,23 @@ def counterfactuals(text: str, attribute: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MiniBirds(Source):
-    """A rendered split.
+    """A rendered split."""
 
-    Attributes:
-        images: (N, size, size, 3) uint8.
-        captions: N lists of ten captions.
-        labels: (N, 7) int64 class indices, columns in the order of `ATTRIBUTES`.
-    """
-
-    images: np.ndarray
-    captions: list[list[str]]
-    labels: np.ndarray
+    images: np.ndarray  # (N, size, size, 3) uint8
+    captions: list[list[str]]  # N lists of ten
+    labels: np.ndarray  # (N, 7) int64 class indices, columns in the order of `ATTRIBUTES`
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def pixels(
-        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers (B,) -> (B, size, size, 3) uint8 and the rows; nothing is drawn: poses differ already."""
+    def pixels(self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None) -> Pixels:
+        """Row numbers (B,) -> pictures and the rows; nothing is drawn: poses differ already."""
         rows = np.asarray(rows)
         return self.images[rows], rows
 
 
 def birds(split: str, count: int, seed: int = 0) -> list[tuple[Bird, int]]:
-    """The (bird, pose) pairs of a split, the same for the same arguments.
-
-    Raises:
-        ValueError: for an unknown split or a count below one.
-    """
+    """The (bird, pose) pairs of a split, the same for the same arguments; ValueError if there can't be any."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: mini birds has {', '.join(SPLITS)}")
     if count < 1:

@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from . import BadRow, DataError
-from .batches import Source
+from .batches import Pixels, Source
 from .decoding import read_bytes, read_image, square_around
 from .index import Index, Item, Rows
 
@@ -30,16 +30,9 @@ class Photos(Source):
     """One split of one data set, wherever its files lie, as `open_dataset` or `open_shards` makes it.
 
     Args:
-        name, split, folder: of the data set.
         image_size: side of the pictures that `pixels` makes.
-        index: where pictures and captions lie.
         rows: those of the index that are the split; by default all.
         drawn: whether crops and flips are drawn; mini birds are shown as they are.
-
-    Attributes:
-        items, captions: what can be used, read where asked; items may have different numbers of captions.
-        left_out: what can't be used, reason -> files or keys; grows if a picture turns out undecodable.
-        cut: keys with a caption of more tokens than CLIP reads, once a caption.
     """
 
     def __init__(
@@ -49,11 +42,11 @@ class Photos(Source):
         rows = range(index.pictures) if rows is None else rows
         self.name, self.split, self.folder, self.image_size = name, split, folder, image_size
         self.index, self.first, self.count, self.drawn = index, rows.start, len(rows), drawn
-        self.items: Sequence[Item] = Rows(index.items, rows)
+        self.items: Sequence[Item] = Rows(index.items, rows)  # read where asked, as their captions
         self.captions: Sequence[list[str]] = Rows(index.captions, rows)
         self.short_side = round(image_size * 76 / 64) if drawn else image_size
-        self.left_out: dict[str, list[str]] = {}
-        self.cut: list[str] = []
+        self.left_out: dict[str, list[str]] = {}  # reason -> files or keys; grows if a picture turns out undecodable
+        self.cut: list[str] = []  # keys with a caption of more tokens than CLIP reads, once a caption
         self._bad_rows: dict[int, BadRow] = {}
         self._kept: dict[int, np.ndarray] = {}
 
@@ -66,11 +59,7 @@ class Photos(Source):
         return [row for row in range(len(self)) if row not in self._bad_rows]
 
     def picture(self, row: int) -> Image.Image:
-        """A picture as RGB, cropped to its box if it has one, in full resolution.
-
-        Raises:
-            DataError: naming the file, and the place in a shard, if it can't be read or decoded.
-        """
+        """A picture as RGB, cropped to its box if it has one, in full resolution; raises DataError naming the file."""
         item = self.index.item(self.first + row)
         if item.span is None:
             image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
@@ -78,23 +67,13 @@ class Photos(Source):
         where = item.image.with_name(f"{item.image.name}, picture at byte {item.span[0]}")
         return read_image(where, content=read_bytes(item.image, *item.span))
 
-    def pixels(
-        self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures for training, short side resized to 76/64 of the image size, then cropped.
+    def pixels(self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None) -> Pixels:
+        """Pictures of B rows for training, short side resized to 76/64 of the image size, then cropped.
 
-        A picture that can't be decoded is left out, with a warning, and the next row's takes its place.
+        Crop and flip are drawn; without `random`, the centre is cropped and nothing flipped. A picture that can't be
+        decoded is left out, with a warning, and the next row's takes its place.
 
-        Args:
-            rows: B row numbers.
-            random: draws crop and flip of every picture; without it, the centre is cropped and nothing flipped.
-
-        Returns:
-            (B, S, S, 3) uint8, and the (B,) rows that they show.
-
-        Raises:
-            IndexError: for a row that does not exist.
-            DataError: if no picture at all can be decoded.
+        Raises IndexError for a row that does not exist, DataError if no picture at all can be decoded.
         """
         rows, side = np.asarray(rows, dtype=np.int64), self.image_size
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
@@ -164,11 +143,7 @@ class Photos(Source):
         return DataError(f"none of the {len(self):,} pictures of {self.name} {self.split} can be decoded")
 
     def check(self, progress: bool = True) -> int:
-        """Decode every picture -> how many can't be; those are left out with a warning each.
-
-        Raises:
-            DataError: if none can.
-        """
+        """Decode every picture -> how many can't be; those are left out with a warning each. DataError if none can."""
         before = len(self._bad_rows)
         for row in tqdm(range(len(self)), desc=f"{self.name} {self.split}: decoding", disable=not progress):
             try:

@@ -27,7 +27,7 @@ from webdataset import TarWriter
 from ..files import write_atomically, write_json
 from . import BadRow, DataError, minibirds
 from .pictures import Photos
-from .shards import read_manifest
+from .shards import missing, read_manifest
 
 JPEG_QUALITY = 95
 TOGETHER = 256  # samples that are drawn or decoded side by side
@@ -43,20 +43,13 @@ class Sample(NamedTuple):
 
 
 class Samples(Protocol):
-    """What is written: samples by number, each the same at every call.
+    """What is written: samples by number, each the same at every call."""
 
-    Attributes:
-        suffix: of the picture's files, "jpg" or "png".
-        image_size: side for which they are meant, pixels.
-        drawn: whether training draws crops and flips from them.
-    """
-
-    suffix: str
-    image_size: int
-    drawn: bool
+    suffix: str  # of the picture's files, "jpg" or "png"
+    image_size: int  # side for which they are meant, pixels
+    drawn: bool  # whether training draws crops and flips from them
 
     def __len__(self) -> int: ...
-
     def sample(self, row: int) -> Sample:
         """Raises BadRow for a picture that can't be used."""
 
@@ -106,12 +99,8 @@ def write_shards(
 ) -> Path:
     """Write one split; finished shards stay as they are, so that an interrupted call goes on -> its manifest.
 
-    Args:
-        made: what the samples are made from: a folder with another such note is not written to.
-
-    Raises:
-        DataError: if the folder holds something else, no sample can be used, or a shard is to have none.
-        OSError: if the folder can't be written.
+    `made` tells what the samples are made from: a folder with another such note is not written to. Raises DataError if
+    it holds something else, no sample can be used, or a shard is to have none; OSError if it can't be written.
     """
     if per_shard < 1:
         raise DataError(f"a shard needs at least one picture, not {per_shard}")
@@ -127,12 +116,11 @@ def write_shards(
     with lock:
         manifest = _begun(path, {**made, "per_shard": per_shard, "suffix": samples.suffix}, samples)
         done = len(manifest["shards"])
-        with tqdm(
-            total=len(samples), initial=min(len(samples), done * per_shard), desc=f"shards {made.get('split', '')}",
-            unit="picture", disable=not progress,
-        ) as bar:  # fmt: skip
-            for number, start in list(enumerate(range(0, len(samples), per_shard)))[done:]:
-                rows = range(start, min(start + per_shard, len(samples)))
+        total, begun = len(samples), min(len(samples), done * per_shard)
+        label = f"shards {made.get('split', '')}"
+        with tqdm(total=total, initial=begun, desc=label, unit="picture", disable=not progress) as bar:
+            for number, start in list(enumerate(range(0, total, per_shard)))[done:]:
+                rows = range(start, min(start + per_shard, total))
                 entry, left_out = _write_shard(samples, rows, folder / f"{number:05d}.tar", bar)
                 manifest["shards"].append(entry)
                 manifest["left_out"] = dict(Counter(manifest["left_out"]) + left_out)
@@ -158,10 +146,7 @@ def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]
         raise DataError(f"{path} tells of other shards: {listed}. Choose another folder, or delete it")
     for name in (entry["name"] for entry in manifest["shards"]):
         if not (path.parent / name).is_file():
-            raise DataError(
-                f"{path.parent / name} is missing, {path} lists it: bring it back, or delete {path.parent} to make all "
-                "anew"
-            )
+            raise missing(path.parent / name, path, f"delete {path.parent} to make all anew")
     return manifest
 
 
@@ -204,8 +189,7 @@ def _checksum(path: Path) -> str:
 def check_shards(folder: str | Path, progress: bool = True) -> int:
     """Read all shards of a folder and compare their checksums with the manifests' -> how many shards there are.
 
-    Raises:
-        DataError: naming the first shard that is missing or not what was written; if there is no manifest.
+    Raises DataError naming the first shard that is missing or not what was written, or if there is no manifest.
     """
     manifests = sorted(Path(folder).glob("*/manifest.json"))
     if not manifests:

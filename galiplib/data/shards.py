@@ -91,10 +91,7 @@ class Shards(Photos):
         return self, self.sentences(bridge, progress)
 
     def sentences(self, bridge: TextEncoder, progress: Progress = iter) -> Table:
-        """The embeddings of all captions of the index, (M, E) float32 on disk: computed once a CLIP, beside the index.
-
-        An interrupted computation goes on where it stopped; `galip shards` has made them beforehand.
-        """
+        """The embeddings of all captions of the index (M, E), float32, on disk beside it: computed once a CLIP."""
         index = self.index
         path = embeddings_file(bridge, index.texts, "captions", index.path.parent, progress, index.digest, ENCODED)
         return Table(path, bridge.embed_dim, len(index.texts))
@@ -113,13 +110,9 @@ def open_shards(
         image_size: side of the pictures that `Shards.pixels` makes, pixels.
         index: the folder for index and embeddings; by default `index` beside the shards.
 
-    Warns:
-        UserWarning: if samples had to be left out, or the split had to be made.
-
-    Raises:
-        DataError: naming the file: for shards that are missing, cut, unfinished, or don't match their manifest or
-            index; for pictures that were stored smaller than asked for.
-        OSError: if the index can't be written.
+    Warns if samples had to be left out, or the split had to be made. Raises DataError naming the file, for shards that
+    are missing, cut, unfinished, or don't match their manifest or index, and for pictures that were stored smaller than
+    asked for; OSError if the index can't be written.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r} of shards: one of {', '.join(SPLITS)}")
@@ -150,11 +143,7 @@ def open_shards(
 
 
 def find_shards(folder: str, split: str) -> tuple[list[Path], bool]:
-    """The tar files of a split, sorted, and whether they hold the other splits too.
-
-    Raises:
-        DataError: if there are none, or one that a pattern names is missing.
-    """
+    """The tar files of a split, sorted, and whether they hold the others too; raises DataError if any is missing."""
     if "{" in folder:
         shards = [Path(name) for name in braceexpand(folder)]
         if missing := [shard for shard in shards if not shard.is_file()]:
@@ -204,12 +193,16 @@ def _name(shard: Path, shards: Sequence[Path]) -> str:
     return Path(os.path.relpath(shard, shards[0].parent)).as_posix()
 
 
+def missing(shard: Path, path: Path, remedy: str) -> DataError:
+    return DataError(f"{shard} is missing, {path} lists it: bring it back, or {remedy}")
+
+
 def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: str) -> None:
     """Raises DataError unless these are the shards that `path` lists, name -> bytes."""
     there = {_name(shard, shards): shard for shard in shards}
     for name, size in known.items():
         if name not in there:
-            raise DataError(f"{shards[0].parent / name} is missing, {path} lists it: bring it back, or {remedy}")
+            raise missing(shards[0].parent / name, path, remedy)
         if (found := there[name].stat().st_size) != size:
             raise DataError(
                 f"{there[name]} has {found:,} bytes, {path} says {size:,}: it is cut or another file; bring the right "
@@ -232,10 +225,8 @@ def _check_finished(folder: Path, shards: Sequence[Path]) -> None:
 def open_index(shards: Sequence[Path], folder: Path, progress: bool = True) -> Index:
     """Open the index of some shards; the first time, every shard is gone through once, which may be interrupted.
 
-    Raises:
-        DataError: for a shard that is missing, cut, no tar file, or not the one that was indexed; if no sample at all
-            has a picture and a caption.
-        OSError: if the folder can't be written.
+    Raises DataError for a shard that is missing, cut, no tar file, or not the one that was indexed, or if no sample at
+    all has a picture and a caption; OSError if the folder can't be written.
     """
     path = folder / "index.sqlite"
     if not path.is_file():
@@ -297,11 +288,7 @@ def _begun(part: Path, shards: Sequence[Path]) -> tuple[Writer, int]:
 def scan(path: Path, left_out: Counter[str]) -> Iterator[Item]:
     """The pictures in a tar file and their captions; pictures are passed over, captions read.
 
-    Args:
-        left_out: counts those that can't be used, by reason.
-
-    Raises:
-        DataError: if the file is cut or no tar file.
+    `left_out` counts those that can't be used, by reason. Raises DataError if the file is cut or no tar file.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -338,16 +325,12 @@ def _samples_of(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfi
 
 def _captions(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], where: str) -> tuple[str, ...]:
     """The captions of a sample: from its .json, else its .txt, a line each; raises BadRow if there are none."""
-
-    def content(suffix: str) -> bytes:
-        stream = archive.extractfile(members[suffix])
-        return stream.read() if stream else b""
-
-    if "json" in members:
-        if found := captions_of_json(content("json"), where):
-            return stripped(found, where)
-    if "txt" in members:
-        return captions_of(content("txt"), where)
+    files = {suffix: file for suffix in ("json", "txt")
+             if suffix in members and (file := archive.extractfile(members[suffix]))}  # fmt: skip
+    if "json" in files and (found := captions_of_json(files["json"].read(), where)):
+        return stripped(found, where)
+    if "txt" in files:
+        return captions_of(files["txt"].read(), where)
     raise BadRow("missing captions", where)
 
 
