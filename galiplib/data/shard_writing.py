@@ -27,7 +27,7 @@ from webdataset import TarWriter
 from ..files import write_atomically, write_json
 from . import BadRow, DataError, minibirds
 from .pictures import Photos
-from .shards import missing, read_manifest
+from .shards import missing_shard, read_manifest
 
 JPEG_QUALITY = 95
 TOGETHER = 256  # samples that are drawn or decoded side by side
@@ -146,7 +146,7 @@ def _begun(path: Path, made: dict[str, Any], samples: Samples) -> dict[str, Any]
         raise DataError(f"{path} tells of other shards: {listed}. Choose another folder, or delete it")
     for name in (entry["name"] for entry in manifest["shards"]):
         if not (path.parent / name).is_file():
-            raise missing(path.parent / name, path, f"delete {path.parent} to make all anew")
+            raise missing_shard(path.parent / name, path, f"delete {path.parent} to make all anew")
     return manifest
 
 

@@ -14,10 +14,12 @@ import sqlite3
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def open_shards(
     own = index and Path(index) / ("" if whole else split)
     opened = open_index(shards, own or place / default, progress)
     if opened.left_out:
-        listed = ", ".join(f"{count:,} with {reason}" for reason, count in opened.left_out.items())
+        listed = _counted(opened.left_out.items())
         warnings.warn(f"{place}: {opened.pictures:,} pictures; left out: {listed}", stacklevel=2)
     size = manifest.get("image_size", image_size)
     if size < image_size:
@@ -146,8 +148,8 @@ def find_shards(folder: str, split: str) -> tuple[list[Path], bool]:
     """The tar files of a split, sorted, and whether they hold the others too; raises DataError if any is missing."""
     if "{" in folder:
         shards = [Path(name) for name in braceexpand(folder)]
-        if missing := [shard for shard in shards if not shard.is_file()]:
-            raise DataError(f"{missing[0]} is missing ({len(missing)} of the {len(shards)} shards of {folder} are)")
+        if gone := [shard for shard in shards if not shard.is_file()]:
+            raise DataError(f"{gone[0]} is missing ({len(gone)} of the {len(shards)} shards of {folder} are)")
         return shards, True
     root = Path(folder)
     if not root.is_dir():
@@ -188,21 +190,21 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _name(shard: Path, shards: Sequence[Path]) -> str:
-    """What an index calls a shard: its name, or the way to it from the first one's folder."""
-    return Path(os.path.relpath(shard, shards[0].parent)).as_posix()
+def _named(shards: Sequence[Path]) -> dict[str, Path]:
+    """Shards by what an index calls them: the name, or the way to it from the first one's folder."""
+    return {Path(os.path.relpath(shard, shards[0].parent)).as_posix(): shard for shard in shards}
 
 
-def missing(shard: Path, path: Path, remedy: str) -> DataError:
+def missing_shard(shard: Path, path: Path, remedy: str) -> DataError:
     return DataError(f"{shard} is missing, {path} lists it: bring it back, or {remedy}")
 
 
 def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: str) -> None:
     """Raises DataError unless these are the shards that `path` lists, name -> bytes."""
-    there = {_name(shard, shards): shard for shard in shards}
+    there = _named(shards)
     for name, size in known.items():
         if name not in there:
-            raise missing(shards[0].parent / name, path, remedy)
+            raise missing_shard(shards[0].parent / name, path, remedy)
         if (found := there[name].stat().st_size) != size:
             raise DataError(
                 f"{there[name]} has {found:,} bytes, {path} says {size:,}: it is cut or another file; bring the right "
@@ -246,24 +248,23 @@ def open_index(shards: Sequence[Path], folder: Path, progress: bool = True) -> I
 
 
 def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
-    part = path.with_suffix(".part")
+    part, named = path.with_suffix(".part"), list(_named(shards).items())
     try:
-        writer, done = _begun(part, shards)
-        with closing(writer.database):
-            for shard in tqdm(shards[done:], desc="index of the shards", unit="shard", disable=not progress):
-                left_out: Counter[str] = Counter()
-                size, name = _check_end(shard), _name(shard, shards)
+        writer, done = _begun(part, named)
+        with closing(writer.database) as database:
+            for name, shard in tqdm(named[done:], desc="index of the shards", unit="shard", disable=not progress):
+                size, left_out = _check_end(shard), Counter[str]()
                 for item in scan(shard, left_out):
                     writer.add(replace(item, image=Path(name)))
-                writer.database.execute("INSERT INTO shards VALUES (?,?)", (name, size))
-                writer.database.executemany("INSERT INTO left_out VALUES (?,?)", left_out.items())
-                writer.database.commit()
+                database.execute("INSERT INTO shards VALUES (?,?)", (name, size))
+                database.executemany("INSERT INTO left_out VALUES (?,?)", left_out.items())
+                database.commit()
             if not writer.pictures:
-                found = writer.database.execute("SELECT reason, sum(pictures) FROM left_out GROUP BY reason")
-                reasons = ", ".join(f"{count:,} with {reason}" for reason, count in found) or "they are empty"
+                found = _counted(database.execute("SELECT reason, sum(pictures) FROM left_out GROUP BY reason"))
                 raise DataError(
-                    f"no sample in {shards[0].parent} can be used: {reasons}. Right would be key.jpg (or png, webp) "
-                    "with key.txt (a caption a line) or key.json (caption or captions) beside it in the tar"
+                    f"no sample in {shards[0].parent} can be used: {found or 'they are empty'}. Right would be key.jpg "
+                    "(or png, webp) with key.txt (a caption a line) or key.json (caption or captions) beside it in the "
+                    "tar"
                 )
             writer.finish()
     except sqlite3.Error as error:  # of a full disk, say
@@ -271,12 +272,16 @@ def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
     os.replace(part, path)
 
 
-def _begun(part: Path, shards: Sequence[Path]) -> tuple[Writer, int]:
+def _counted(reasons: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{count:,} with {reason}" for reason, count in reasons)
+
+
+def _begun(part: Path, named: Sequence[tuple[str, Path]]) -> tuple[Writer, int]:
     """What an interruption left of the index, and how many shards are in it; begun anew if it is of other shards."""
     try:
         writer = Writer(part)
         done = writer.database.execute("SELECT name, bytes FROM shards ORDER BY rowid").fetchall()
-        if done == [(_name(shard, shards), shard.stat().st_size) for shard in shards[: len(done)]]:
+        if done == [(name, shard.stat().st_size) for name, shard in named[: len(done)]]:
             return writer, len(done)
         writer.database.close()
     except (sqlite3.Error, OSError):
@@ -292,45 +297,36 @@ def scan(path: Path, left_out: Counter[str]) -> Iterator[Item]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            for key, members in _samples_of(archive):
+            for key, group in groupby(_members(archive), itemgetter(0)):  # neighbours of one key, as webdataset does
                 try:
-                    picture = next((members[ending] for ending in members if f".{ending}" in SUFFIXES), None)
-                    if picture is None:
-                        raise BadRow("no picture", path)
-                    captions = _captions(archive, members, f"{path}, {key}")
+                    yield _item(archive, {suffix: member for _, suffix, member in group}, key, path)
                 except BadRow as error:
                     left_out[error.reason] += 1
-                    continue
-                yield Item(key, path, captions, span=(picture.offset_data, picture.size))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} is cut or no tar file ({error}): get or make it once more") from None
 
 
-def _samples_of(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Neighbours of one key as webdataset groups them: the key, {suffix: member}."""
-    key, members = "", dict[str, tarfile.TarInfo]()
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The files: key, suffix in small letters, member."""
     for member in archive:
         vars(archive)["members"] = []  # it keeps all that it has seen
         base, suffix = base_plus_ext(member.name)
-        if base is None or not member.isfile():
-            continue
-        if base != key and members:
-            yield key, members
-            members = {}
-        key = base
-        members[suffix.lower()] = member
-    if members:
-        yield key, members
+        if base is not None and member.isfile():
+            yield base, suffix.lower(), member
 
 
-def _captions(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], where: str) -> tuple[str, ...]:
-    """The captions of a sample: from its .json, else its .txt, a line each; raises BadRow if there are none."""
-    files = {suffix: file for suffix in ("json", "txt")
+def _item(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], key: str, path: Path) -> Item:
+    """A sample; its captions are in its .json, else in its .txt, one a line. Raises BadRow if it can't be used."""
+    picture = next((members[ending] for ending in members if f".{ending}" in SUFFIXES), None)
+    if picture is None:
+        raise BadRow("no picture", path)
+    where, span = f"{path}, {key}", (picture.offset_data, picture.size)
+    texts = {suffix: file for suffix in ("json", "txt")
              if suffix in members and (file := archive.extractfile(members[suffix]))}  # fmt: skip
-    if "json" in files and (found := captions_of_json(files["json"].read(), where)):
-        return stripped(found, where)
-    if "txt" in files:
-        return captions_of(files["txt"].read(), where)
+    if "json" in texts and (found := captions_of_json(texts["json"].read(), where)):
+        return Item(key, path, stripped(found, where), span=span)
+    if "txt" in texts:
+        return Item(key, path, captions_of(texts["txt"].read(), where), span=span)
     raise BadRow("missing captions", where)
 
 
