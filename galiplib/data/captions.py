@@ -90,9 +90,9 @@ def stripped(captions: Sequence[str], where: Path | str) -> tuple[str, ...]:
 # ---------------------------------------------------------------- of many pictures
 
 
-def read_lines(path: Path, strict: bool = False) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, strict: bool = False, newline: str | None = None) -> Iterator[tuple[int, str]]:
     """Line number and text, stripped, of each line that is not empty."""
-    with open_text(path, strict=strict) as stream:
+    with open_text(path, newline, strict) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield number, line.strip()
@@ -124,17 +124,14 @@ def read_csv(
 
 def read_json_lines(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line that is not empty; raises DataError for one that is not of this form."""
-    with open_text(path, "\n") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: is no JSON ({error})") from None
-            if not isinstance(fields, dict):
-                raise DataError(f"{path}, line {number}: must be of the form {form}")
-            yield number, fields
+    for number, line in read_lines(path, newline="\n"):
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: is no JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise DataError(f"{path}, line {number}: must be of the form {form}")
+        yield number, fields
 
 
 def read_table(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -197,17 +197,16 @@ def _fetch_rest(url: str, part: Path, path: Path, progress: bool) -> None:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:  # nothing lies beyond what we have: it is whole, or another file
-                if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-                    return
-                part.unlink()
-            elif error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(
-                    f"can't fetch {url}: the server answers {error.code} {error.reason}; "
-                    f"fetch it elsewhere and put it at {path}; then call again"
-                ) from None
-            raise _ConnectionLost(f"the server answers {error.code} {error.reason}") from None
+        error.close()
+        answer = f"the server answers {error.code} {error.reason}"
+        if error.code == 416:  # nothing lies beyond what we have: it is whole, or another file
+            if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+                return
+            part.unlink()
+        elif error.code < 500 and error.code not in (408, 429):
+            remedy = f"fetch it elsewhere and put it at {path}; then call again"
+            raise DownloadError(f"can't fetch {url}: {answer}; {remedy}") from None
+        raise _ConnectionLost(answer) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)  # urllib wraps what happened
         raise _ConnectionLost(getattr(reason, "strerror", None) or reason) from None
@@ -250,12 +249,11 @@ def _size(path: Path) -> int:
 
 
 def _check_sum(archive: Path, expected: str, progress: bool) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    bar = tqdm(total=_size(archive), desc=f"check {archive.name}", unit="B", unit_scale=True, disable=not progress)
-    with bar, open(archive, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            bar.update(len(block))
+    digest, label = hashlib.md5(usedforsecurity=False), f"check {archive.name}"
+    with open(archive, "rb") as file:
+        with tqdm.wrapattr(file, "read", total=_size(archive), desc=label, disable=not progress) as watched:
+            while block := watched.read(BLOCK):
+                digest.update(block)
     if digest.hexdigest() != expected:
         _reject(archive, f"its md5 is {digest.hexdigest()}, that of the published file {expected}")
 
@@ -268,19 +266,16 @@ def _reject(archive: Path, reason: str) -> None:
 
 
 def _unpack(archive: Path, folder: Path, members: str, target: str, progress: bool) -> None:
-    pattern = re.compile(members)
     try:
         for name, stream in tqdm(_files(archive), desc=f"unpack {archive.name}", unit=" files", disable=not progress):
             parts = PurePosixPath(name.replace("\\", "/")).parts
             if ".." in parts or parts[0] == "/" or ":" in parts[0]:
                 _reject(archive, f"its member {name!r} would be written outside {folder}")
-            match = pattern.fullmatch("/".join(parts))
-            if match is None:
-                continue
-            path = folder / match.expand(target)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                shutil.copyfileobj(stream, file, BLOCK)
+            if match := re.fullmatch(members, "/".join(parts)):
+                path = folder / match.expand(target)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "wb") as file:
+                    shutil.copyfileobj(stream, file, BLOCK)
     except DAMAGED as error:
         _reject(archive, f"it is damaged or no archive ({error})")
 

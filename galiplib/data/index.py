@@ -141,16 +141,18 @@ class Index:
         if not rows:
             return []
         texts = iter(self._texts(rows[0][-2], rows[-1][-2] + rows[-1][-1]))
-        return [_item(row, self.root, tuple(islice(texts, row[-1]))) for row in rows]
+        return [self._item(row, tuple(islice(texts, row[-1]))) for row in rows]
+
+    def _item(self, row: tuple, captions: tuple[str, ...]) -> Item:
+        _, key, file, start, length, x, y, w, h, width, height, mode, _, _ = row
+        return Item(
+            os.fsdecode(key), self.root / os.fsdecode(file), captions, None if x is None else (x, y, w, h),
+            None if start is None else (start, length), None if width is None else (width, height), mode,
+        )  # fmt: skip
 
     def captions(self, start: int, stop: int) -> list[list[str]]:
         """Those of the rows from `start` up to `stop`."""
         return [list(item.captions) for item in self.items(start, stop)]
-
-    def item(self, row: int) -> Item:
-        """A row without its captions."""
-        (found,) = self.query("SELECT * FROM pictures WHERE row = ?", row)
-        return _item(found, self.root, ())
 
     def _texts(self, start: int, stop: int) -> list[str]:
         found = self.query("SELECT caption FROM captions WHERE place >= ? AND place < ? ORDER BY place", start, stop)
@@ -161,14 +163,6 @@ class Index:
         sql = "SELECT first, captions FROM pictures WHERE row = ?"
         first, count = np.array([self.query(sql, int(row))[0] for row in rows], dtype=np.int64).reshape(-1, 2).T
         return first, count
-
-
-def _item(row: tuple, root: Path, captions: tuple[str, ...]) -> Item:
-    _, key, file, start, length, x, y, w, h, width, height, mode, _, _ = row
-    return Item(
-        os.fsdecode(key), root / os.fsdecode(file), captions, None if x is None else (x, y, w, h),
-        None if start is None else (start, length), None if width is None else (width, height), mode,
-    )  # fmt: skip
 
 
 def passing_index(items: Iterable[Item]) -> Index:

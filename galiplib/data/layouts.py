@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import SPLITS, BadRow, DataError
-from .captions import read_table
+from .captions import read_lines, read_table
 from .decoding import SUFFIXES, Box
 
 
@@ -207,12 +207,10 @@ def find_image(row: Row) -> Path:
 
 def read_fields(path: Path, form: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line that is not empty; raises DataError for one without the fields of `form`."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        fields = line.split()
-        if len(fields) not in (0, len(form.split())):
-            raise DataError(f"{path}, line {number}: {line.strip()!r} is not of the form {form!r}")
-        if fields:
-            yield number, fields
+    for number, line in read_lines(path):
+        if len(fields := line.split()) != len(form.split()):
+            raise DataError(f"{path}, line {number}: {line!r} is not of the form {form!r}")
+        yield number, fields
 
 
 def read_boxes(folder: Path) -> dict[str, Box]:

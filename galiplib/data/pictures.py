@@ -41,7 +41,7 @@ class Photos(Source):
     ) -> None:  # fmt: skip
         rows = range(index.pictures) if rows is None else rows
         self.name, self.split, self.folder, self.image_size = name, split, folder, image_size
-        self.index, self.first, self.count, self.drawn = index, rows.start, len(rows), drawn
+        self.index, self.first, self.drawn = index, rows.start, drawn
         self.items: Sequence[Item] = Rows(index.items, rows)  # read where asked, as their captions
         self.captions: Sequence[list[str]] = Rows(index.captions, rows)
         self.short_side = round(image_size * 76 / 64) if drawn else image_size
@@ -51,7 +51,7 @@ class Photos(Source):
         self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.items)
 
     @property
     def good_rows(self) -> list[int]:
@@ -60,7 +60,7 @@ class Photos(Source):
 
     def picture(self, row: int) -> Image.Image:
         """A picture as RGB, cropped to its box if it has one, in full resolution; raises DataError naming the file."""
-        item = self.index.item(self.first + row)
+        item = self.items[row]
         if item.span is None:
             image = read_image(item.image, upright=item.box is None)  # boxes count in pixels as stored
             return image if item.box is None else image.crop(square_around(item.box, image.size, item.image))
@@ -85,7 +85,7 @@ class Photos(Source):
             with ThreadPoolExecutor(threads) as pool:
                 found = list(pool.map(self._readable, rows))
         else:
-            found = [self._readable(row) for row in rows]
+            found = list(map(self._readable, rows))
         batch = np.empty((len(rows), side, side, 3), dtype=np.uint8)
         for place, (_, picture) in enumerate(found):
             x, y, flip = (None, None, 0) if shares is None else shares[place]
@@ -123,7 +123,7 @@ class Photos(Source):
         """Whether all resized pictures together are small enough to be kept; those in shards are taken not to be."""
         ((squares,),) = self.index.query(
             "SELECT sum(1.0 * max(width, height) / min(width, height)) FROM pictures WHERE row >= ? AND row < ?",
-            self.first, self.first + self.count,
+            self.first, self.first + len(self),
         )  # fmt: skip
         return squares is not None and 3 * self.short_side**2 * squares <= KEEP_BYTES
 

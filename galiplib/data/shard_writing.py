@@ -89,8 +89,8 @@ class ResizedPhotos:
 
 def encoded(pixels: np.ndarray, suffix: str) -> bytes:
     """(H, W, 3) uint8 -> the bytes of a picture's file."""
-    stream, options = io.BytesIO(), {"quality": JPEG_QUALITY} if suffix == "jpg" else {}
-    Image.fromarray(pixels).save(stream, "JPEG" if suffix == "jpg" else "PNG", **options)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG" if suffix == "jpg" else "PNG", quality=JPEG_QUALITY)  # PNG has none
     return stream.getvalue()
 
 
@@ -115,13 +115,11 @@ def write_shards(
         raise OSError(f"can't write {folder}: {error.strerror or error}") from None
     with lock:
         manifest = _begun(path, {**made, "per_shard": per_shard, "suffix": samples.suffix}, samples)
-        done = len(manifest["shards"])
-        total, begun = len(samples), min(len(samples), done * per_shard)
-        label = f"shards {made.get('split', '')}"
-        with tqdm(total=total, initial=begun, desc=label, unit="picture", disable=not progress) as bar:
-            for number, start in list(enumerate(range(0, total, per_shard)))[done:]:
-                rows = range(start, min(start + per_shard, total))
-                entry, left_out = _write_shard(samples, rows, folder / f"{number:05d}.tar", bar)
+        done, count, label = len(manifest["shards"]) * per_shard, len(samples), f"shards {made.get('split', '')}"
+        with tqdm(total=count, initial=min(done, count), desc=label, unit="picture", disable=not progress) as bar:
+            for start in range(done, count, per_shard):
+                rows = range(start, min(start + per_shard, count))
+                entry, left_out = _write_shard(samples, rows, folder / f"{start // per_shard:05d}.tar", bar)
                 manifest["shards"].append(entry)
                 manifest["left_out"] = dict(Counter(manifest["left_out"]) + left_out)
                 write_json(path, manifest)

@@ -121,7 +121,9 @@ def open_shards(
     shards, whole = find_shards(str(folder), split)
     place = shards[0].parent
     manifest = _manifest(place)
-    _check_finished(place, shards)
+    finished = {path.name.removesuffix("_stats.json") for path in place.glob("*_stats.json")}  # img2dataset writes them
+    if finished and (left := [shard for shard in shards if shard.stem not in finished]):
+        raise DataError(f"{left[0]} has no {left[0].stem}_stats.json: let img2dataset finish it, or delete it")
     default = "index" if "{" not in str(folder) else f"index of {shards[0].stem} to {shards[-1].stem}"
     own = index and Path(index) / ("" if whole else split)
     opened = open_index(shards, own or place / default, progress)
@@ -212,13 +214,6 @@ def _compare(shards: Sequence[Path], known: dict[str, int], path: Path, remedy: 
             )
     if new := [shard for name, shard in there.items() if name not in known]:
         raise DataError(f"{new[0]} is not in {path} ({len(new)} shards are new): take it away, or {remedy}")
-
-
-def _check_finished(folder: Path, shards: Sequence[Path]) -> None:
-    """img2dataset writes `00000_stats.json` when a shard is finished; raises DataError for one that isn't."""
-    finished = {path.name.removesuffix("_stats.json") for path in folder.glob("*_stats.json")}
-    if finished and (left := [shard for shard in shards if shard.stem not in finished]):
-        raise DataError(f"{left[0]} has no {left[0].stem}_stats.json: let img2dataset finish it, or delete it")
 
 
 # ---------------------------------------------------------------- their index

@@ -62,15 +62,12 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 def print_numbers(photos: Photos, values: Mapping[str, Any]) -> None:
     """Print what `numbers` found, with the first names of what is left out or cut."""
-    spreads = {
-        key: "{min} to {max}, median {median:g}".format(**values[key])
-        for key in ("captions_per_picture", "words_per_caption")
-    }
+    spread = "{min} to {max}, median {median:g}"
     size = {key: "x".join(map(str, value)) for key, value in values["size"].items()}
     classes = f" in {values['classes']:,} classes" if values["classes"] else ""
     lines = {
-        "captions a picture": spreads["captions_per_picture"],
-        "words a caption": spreads["words_per_caption"],
+        "captions a picture": spread.format(**values["captions_per_picture"]),
+        "words a caption": spread.format(**values["words_per_caption"]),
         "frequent words": ", ".join(values["frequent_words"]),
         "longer than CLIP reads": f"{values['cut_captions']:,} captions" + _named(photos.cut),
         "size of pictures": f"median {size['median']}, smallest {size['smallest']}, largest {size['largest']}",
