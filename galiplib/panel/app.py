@@ -21,11 +21,7 @@ TITLE = "# Words to birds\n\nType a caption, press Enter. Every picture can be d
 
 
 def app_notebook(path: Path, parameters: dict[str, Any]) -> nbformat.NotebookNode:
-    """The cells of a notebook that are tagged `app` under a title, with parameters of their own.
-
-    Raises:
-        ValueError: if no cell is tagged.
-    """
+    """A notebook's cells tagged `app`, a title, parameters of their own. Raises ValueError if none is tagged."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if "app" in cell.metadata.get("tags", [])]
     if not cells:

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -128,10 +129,8 @@ def _linked(made: Samples, origin: Origin, width: int) -> tuple[dict[str, bytes]
 
 
 def _write(path: Path, data: bytes) -> Path:
-    stem, number = path.stem, 1
-    while path.exists() and path.read_bytes() != data:
-        number += 1
-        path = path.with_stem(f"{stem}_{number}")
+    names = (path.with_stem(f"{path.stem}_{number}") if number > 1 else path for number in count(1))
+    path = next(name for name in names if not name.exists() or name.read_bytes() == data)
     if not path.exists():
         write_atomically(path, lambda stream: stream.write(data))
     return path

@@ -78,11 +78,7 @@ def _values(cells: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
-    """The files that the recipes go to.
-
-    Raises:
-        FileExistsError: for a folder that holds the pictures of another list.
-    """
+    """The files that the recipes go to. Raises FileExistsError for a folder with the pictures of another list."""
     folder, digits = Path(folder), max(4, len(str(len(recipes))))
     planned = {folder / f"{number:0{digits}d}_{file_name(recipe)}": recipe for number, recipe in enumerate(recipes, 1)}
     manifest, sheet = folder / MANIFEST, folder / SHEET
@@ -109,14 +105,11 @@ def sample_file(
     """Draw recipes, of `read_captions` or others, into a folder: PNGs, manifest.jsonl, sheet.png.
 
     What is there already is not drawn again, so after a stop (Ctrl-C, a crash) the same call goes on. A line of the
-    manifest holds file, caption, seed, settings, checkpoint, and the weights' fingerprint.
+    manifest holds file, caption, seed, settings, checkpoint, and the weights' fingerprint. Returns the path of the
+    contact sheet, which shows the first 96 pictures.
 
-    Returns:
-        the contact sheet's path; it shows the first 96 pictures.
-
-    Raises:
-        FileExistsError: before anything is drawn, for a file of the folder that would be overwritten with another.
-        ValueError, FloatingPointError: as `draw`. OSError: for a folder that can't be written.
+    Raises as `draw`, FileExistsError, before anything is drawn, for a file of the folder that would be overwritten with
+    another, and OSError for a folder that can't be written.
     """
     planned = plan(recipes, folder)
     todo = [path for path, recipe in planned.items() if not is_there(path, recipe, origin)]
@@ -143,11 +136,7 @@ def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin)
 
 
 def _write_sheet(shown: list[tuple[Path, Recipe]], sheet: Path, origin: Origin) -> Path:
-    pictures = []
-    for path, _ in shown:
-        with Image.open(path) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
+    made = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in shown])  # (N, H, W, 3)
     recipes = [recipe for _, recipe in shown]
-    labels, scale = [f"{recipe.text} · {recipe.seed}" for recipe in recipes], max(1, round(112 / len(pictures[0])))
-    made = np.stack(pictures)  # (N, H, W, 3)
+    labels, scale = [f"{recipe.text} · {recipe.seed}" for recipe in recipes], max(1, round(112 / made.shape[1]))
     return save_sheet(made, recipes, sheet, origin, columns=8, captions=labels, scale=scale, font_size=11)

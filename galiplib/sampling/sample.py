@@ -37,17 +37,11 @@ GPU_BATCH = 32
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures with what they were made from; entry i of each belongs to picture i.
+    """Pictures with what they were made from; entry i of each belongs to picture i."""
 
-    Attributes:
-        images: (N, 3, H, W) float on the CPU, clamped to [-1, 1].
-        recipes: N recipes.
-        scores: N cosines of picture and caption in CLIP's eyes, where `rank` made them.
-    """
-
-    images: Tensor
+    images: Tensor  # (N, 3, H, W) float on the CPU, clamped to [-1, 1]
     recipes: list[Recipe]
-    scores: list[float] | None = None
+    scores: list[float] | None = None  # cosines of picture and caption in CLIP's eyes, where `rank` made them
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,15 +64,10 @@ def sample(
     """Draw `count` pictures of each caption: all of the first caption, then all of the second, ...
 
     Picture i of a caption has the seed `seed + i`, so it stays the same whatever the count and the other captions.
+    `settings` are more of a `Recipe`, the same for all, such as truncation, or towards and share; `batch_size` is that
+    of `draw`; `progress` shows a bar.
 
-    Args:
-        batch_size: pictures that pass through the network together; see `draw`.
-        progress: show a bar.
-        settings: more of a `Recipe`, the same for all, such as truncation, or towards and share.
-
-    Raises:
-        ValueError: for an empty caption, or a count, seed, batch size or setting out of range.
-        FloatingPointError: for pictures with NaN or infinity in them.
+    Raises ValueError for an empty caption, or a count, seed, batch size or setting out of range, else as `draw`.
     """
     return collect(generator, bridge, recipes_of(captions, count, seed, **settings), batch_size, progress)
 
@@ -113,10 +102,8 @@ def walk(
 ) -> list[Recipe]:
     """Recipes from one caption to another, straight from sentence to sentence, and from one noise to another on an arc.
 
-    Without `caption_b` the caption holds still, without `seed_b` the noise does.
-
-    Raises:
-        ValueError: for an empty caption, or fewer than two or more than MAX_COUNT steps.
+    Without `caption_b` the caption holds still, without `seed_b` the noise does. Raises ValueError for an empty
+    caption, or fewer than two or more than MAX_COUNT steps.
     """
     check_count(steps, "steps", least=2)
     start, made = {"caption": caption_a, "seed": seed, "truncation": truncation}, []
@@ -135,9 +122,7 @@ def rank(
 
     The score is the cosine of the picture's and the caption's CLIP embeddings. Where that CLIP's similarity is what
     the generator was trained on, it says what pleases it, and hardly anything about how sharp or true a picture is.
-
-    Raises:
-        ValueError: as `sample`, and for a `keep` outside 1 .. `make`.
+    Raises as `sample`, and ValueError for a `keep` outside 1 .. `make`.
     """
     check_count(make, "make")
     if not isinstance(keep, int) or not 1 <= keep <= make:
@@ -174,9 +159,8 @@ def draw(
 ) -> Iterator[Tensor]:
     """Yield the recipes' pictures, (B, 3, H, W) on the CPU, clamped to [-1, 1], a batch at a time.
 
-    Args:
-        batch_size: by default 1 on a CPU, so that nothing but its recipe decides a picture, elsewhere 32. Larger
-            batches are faster with small networks.
+    A batch is by default 1 on a CPU, so that nothing but its recipe decides a picture, elsewhere 32. Larger ones are
+    faster with small networks.
 
     Raises:
         ValueError: for a batch size below one, a caption of which the CLIP knows no word, a block that isn't there.
@@ -223,8 +207,8 @@ def _reader(bridge: ClipBridge, recipes: Iterable[Recipe]) -> Callable[[str], Te
     tokens = {}  # caption -> (1, context)
     for text in dict.fromkeys(text for recipe in recipes for text in recipe.captions):
         if unread := bridge.unread(text):
-            shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
             room = f"longer than the {bridge.context_length} tokens that CLIP reads"
+            shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
             warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
         tokens[text] = bridge.tokenize(text)
     return cache(lambda text: bridge.encode_text(tokens[text].to(bridge.pixel_mean.device))[0])
@@ -245,17 +229,13 @@ def replay(
 ) -> Samples:  # fmt: skip
     """Make a picture again from the caption, seed, settings and checkpoint noted in its file.
 
+    On the machine that made it, it is identical to the file, pixel by pixel; where it is not (other versions, another
+    processor), a warning says by how much.
+
     Args:
-        png: a file of `save_picture`, `galip sample` or the panel.
-        checkpoint: where the weights lie now, if they were moved; what they hold is compared all the same.
+        png: a file of `save_picture`, `galip sample` or the panel. ValueError if it holds no recipe.
+        checkpoint: where the weights lie now, if they were moved; WeightsError if they are gone or not the same.
         clip_model: as for `load_generator`.
-
-    Returns:
-        the one picture. On the machine that made it, it is identical to the file, pixel by pixel; where it is not
-        (other versions, another processor), a warning says by how much.
-
-    Raises:
-        ValueError: for a file without a recipe; WeightsError: for a checkpoint that is gone or has changed.
     """
     recipe, origin = read_png(png)
     if checkpoint is not None:
@@ -271,10 +251,7 @@ def replay(
     if before.shape != now.shape:
         warnings.warn(f"{png} was resized since: made again at {now.shape[1]} x {now.shape[0]}", stacklevel=2)
     elif changed := int((before != now).sum()):
-        most = abs(before - now).max()
-        warnings.warn(
-            f"{changed} of {now.size} values differ from {png}, by {most} of 255 at most: made with other versions "
-            "or on another processor, or edited since",
-            stacklevel=2,
-        )
+        most = f"by {abs(before - now).max()} of 255 at most"
+        why = "made with other versions or on another processor, or edited since"
+        warnings.warn(f"{changed} of {now.size} values differ from {png}, {most}: {why}", stacklevel=2)
     return made
