@@ -1,8 +1,8 @@
 """Checkers for the exercises of the course.
 
-Each takes the learner's function, tries it on small inputs and returns a line that begins with "passed", or
-raises `CheckFailed` with a hint at what is probably wrong. A function that returns None has not been written
-yet: `NOT_TRIED` comes back, so that a notebook runs through untouched.
+Each takes the learner's function, tries it on small inputs and returns a line that begins with "passed", or raises
+`CheckFailed` with a hint at what is probably wrong. For a function that returns None, not yet written, `NOT_TRIED` comes
+back, so that a notebook runs through untouched.
 """
 
 from __future__ import annotations
@@ -30,18 +30,14 @@ class CheckFailed(AssertionError):
     """An exercise's solution is not right yet; the message says what is probably wrong."""
 
 
-class _NotWritten(Exception):
-    """The learner's function returns None, or there is none."""
-
-
 def exercise(check: Callable[..., str]) -> Callable[..., str]:
-    """Let a checker of what is not written yet return `NOT_TRIED`."""
+    """Let a checker of what is not written yet (NotImplementedError) return `NOT_TRIED`."""
 
     @functools.wraps(check)
     def wrapped(*solutions: Callable | None) -> str:
         try:
             return check(*solutions)
-        except _NotWritten:
+        except NotImplementedError:
             return NOT_TRIED
 
     return wrapped
@@ -57,17 +53,17 @@ def _about(case: str) -> Iterator[None]:
 
 
 def _call(fn: Callable | None, *args: Any, hint: str = "") -> Any:
-    """The function's value on clones of the arguments. Raises _NotWritten if there is none."""
+    """The function's value on clones of the arguments. Raises NotImplementedError if there is none."""
     given = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
     try:
         value = None if fn is None else fn(*given)
     except NotImplementedError:
-        value = None
+        raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}".rstrip(".")
         raise CheckFailed(f"your function raised {what}.{hint and ' ' + hint}") from error
     if value is None:
-        raise _NotWritten
+        raise NotImplementedError
     for before, after in zip(args, given, strict=True):
         if isinstance(before, Tensor) and not torch.equal(before, after):
             raise CheckFailed("your function changes its input in place: compute a new tensor instead")
@@ -89,12 +85,9 @@ def _check_tensor(value: Any, shape: Shape, hints: Mapping[Shape, str] | None = 
 
 def _compare(
     value: Any, right: Any, mistakes: Mapping[str, Any], hints: Mapping[Shape, str] | None = None,
-    gradient: bool = False, near: tuple[float, float] = (1e-3, 1e-4),
+    gradient: bool = False, near: tuple[float, float] = (1e-3, 1e-4),  # relative, absolute
 ) -> None:  # fmt: skip
-    """Raise CheckFailed unless `value` is `right` (and has a gradient), naming the mistake whose result it is.
-
-    `near`: the relative and the absolute difference that still count as equal.
-    """
+    """Raise CheckFailed unless `value` is `right` (and has a gradient), naming the mistake whose result it is."""
     right = torch.as_tensor(right)
     _check_tensor(value, right.shape, hints)
     for hint, other in {"": right, **mistakes}.items():
@@ -134,8 +127,7 @@ def _number(value: Any) -> Tensor:
 def check_affine(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     """`fn(x (B, C, H, W), gamma (B, C), beta (B, C)) -> (B, C, H, W)`: gamma * x + beta by channel."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, 4, 5, generator=draw)
-    gamma, beta = torch.randn(2, 2, 3, generator=draw)
+    x, (gamma, beta) = torch.randn(2, 3, 4, 5, generator=draw), torch.randn(2, 2, 3, generator=draw)
     hint = "gamma and beta are (B, C): give them two more axes, (B, C, 1, 1), to broadcast over H and W"
     value = _call(fn, x, gamma, beta, hint=hint)
     gamma, beta = gamma[:, :, None, None], beta[:, :, None, None]  # (B, C, 1, 1)
@@ -159,7 +151,7 @@ def check_hinge(fn_real: Callable[[Tensor], Tensor], fn_fake: Callable[[Tensor],
     logits = torch.tensor([-2.0, -0.5, 0.25, 0.8, 3.0, 1.7])
     written = 0
     for name, fn, signed in (("the real loss", fn_real, -logits), ("the fake loss", fn_fake, logits)):
-        with _about(name), suppress(_NotWritten):  # the other one is looked at all the same
+        with _about(name), suppress(NotImplementedError):  # the other one is looked at all the same
             value = _call(fn, logits.clone().requires_grad_())
             written += 1
             mistakes = {
@@ -453,9 +445,8 @@ def check_mixed(fn: Callable[[Tensor, Tensor, float], Tensor]) -> str:
         return (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True, correction=correction)
 
     for scale in (1.0, 3.0, 0.0):
-        value = _call(fn, features, noise, scale)
+        mixed, value = features + scale * noise, _call(fn, features, noise, scale)
         _check_tensor(value, (4, 50))
-        mixed = features + scale * noise
         centred, std = mixed - mixed.mean(1, keepdim=True), mixed.std(1, keepdim=True, correction=0)
         if torch.allclose(value, normal(mixed, 1, correction=1), rtol=1e-3, atol=1e-4):
             continue  # with N - 1 in the variance: as good
