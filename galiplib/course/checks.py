@@ -1,8 +1,8 @@
 """Checkers for the exercises of the course.
 
 Each takes the learner's function, tries it on small inputs and returns a line that begins with "passed", or raises
-`CheckFailed` with a hint at what is probably wrong. For a function that returns None, not yet written, `NOT_TRIED` comes
-back, so that a notebook runs through untouched.
+`CheckFailed` with a hint at what is probably wrong. For a function not yet written, which returns None, `NOT_TRIED`
+comes back, so that a notebook runs through untouched.
 """
 
 from __future__ import annotations
