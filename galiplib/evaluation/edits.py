@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.bridge import ClipBridge
-from ..data import minibirds
 from ..data.batches import Source
 from ..images import to_images, to_range
 from ..systems.picture_input import PictureGenerator
-from .judge import COLUMNS, JUDGED, Judge
+from .judge import COLUMNS, Judge, asked_of
 from .protocol import embed_captions, evaluating, noise_of_pictures
 
 CONTROL = 7  # rows further on: the picture that was not given
@@ -75,10 +74,8 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
         ValueError: for a judge where the truth about the given pictures is not known.
     """
     device, made, given = bridge.pixel_mean.device, edits.made, edits.given
-    own, kept = (
-        torch.cat([bridge.encode_image(part.to(device))[1].float() for part in images.split(100)])  # (N, E)
-        for images in (made, given)
-    )
+    parts = torch.cat([made, given]).split(100)
+    own, kept = torch.cat([bridge.encode_image(part.to(device))[1].float() for part in parts]).chunk(2)  # (N, E) each
     result: dict[str, float] = {}
     for end, shift in (("", 0), ("_control", CONTROL)):
         result[f"rmse{end}"] = F.mse_loss(made, given.roll(shift, 0)).sqrt().item()
@@ -88,8 +85,7 @@ def measure_edits(edits: Edits, bridge: ClipBridge, judge: Judge | None = None) 
         return result
     if edits.truth is None:
         raise ValueError("the judge needs mini birds: of other pictures the true attributes are not known")
-    seen, asked = judge.answers(made).cpu(), [minibirds.asked(text) for text in edits.captions]
-    wanted = torch.tensor([[names.get(name, -1) for name in JUDGED] for names in asked])  # (N, 4), -1: left open
+    seen, wanted = judge.answers(judge.features(made)).cpu(), asked_of(edits.captions)  # (N, 4) each
     changed, is_open = (wanted >= 0) & (wanted != edits.truth), wanted < 0
     return result | {
         "follows": (seen == wanted)[changed].float().mean().item(),

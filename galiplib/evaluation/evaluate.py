@@ -103,9 +103,8 @@ class Evaluation:
         self.values[names("frechet_all_real")] = whole.count
         sides = real.features[look.name][:KEPT], fake.features[look.name][:KEPT]
         self.attempt(names("kernel_distance"), lambda: kernel_distance(*sides))
-        self.attempt(
-            names("precision"), lambda: {names(name): found for name, found in precision_recall(*sides).items()}
-        )
+        shares = partial(precision_recall, *sides)
+        self.attempt(names("precision"), lambda: {names(name): found for name, found in shares().items()})
 
 
 def evaluate(

@@ -12,7 +12,7 @@ import math
 import random
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,13 +73,19 @@ class Judge(nn.Module):
         """Features (B, 128) -> attribute -> logits (B, classes), classes as in `minibirds.ATTRIBUTES`."""
         return {name: head(features) for name, head in self.heads.items()}
 
+    def answers(self, features: Tensor) -> Tensor:
+        """Features (B, 128) -> class indices (B, 4), in the order of `JUDGED`."""
+        return torch.stack([logits.argmax(1) for logits in self.classify(features).values()], dim=1)
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> attribute -> logits (B, classes)."""
         return self.classify(self.features(images))
 
-    def answers(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> class indices (B, 4), in the order of `JUDGED`."""
-        return torch.stack([logits.argmax(1) for logits in self(images).values()], dim=1)
+
+def asked_of(captions: Sequence[str]) -> Tensor:
+    """What captions ask for -> class indices (N, 4) in the order of `JUDGED`, -1 where one leaves it open."""
+    asked = [minibirds.asked(text) for text in captions]
+    return torch.tensor([[own.get(name, -1) for name in JUDGED] for own in asked])
 
 
 # ---------------------------------------------------------------- drawings, and pictures like a GAN's
@@ -194,8 +200,9 @@ def train_judge(
 def measure(judge: Judge, data: minibirds.MiniBirds, sigma: float = 0.0, batch_size: int = 250) -> dict[str, float]:
     """Attribute -> share of right answers on drawings, blurred by `sigma` pixels if that is not zero."""
     parts = to_images(data.images).split(batch_size)
-    found = [judge.answers(blur(part, torch.full((len(part),), sigma)) if sigma else part) for part in parts]
-    right = (torch.cat(found) == torch.from_numpy(data.labels[:, COLUMNS])).double().mean(0)
+    blurred = (blur(part, torch.full((len(part),), sigma)) if sigma else part for part in parts)
+    found = torch.cat([judge.answers(judge.features(part)) for part in blurred])
+    right = (found == torch.from_numpy(data.labels[:, COLUMNS])).double().mean(0)
     return dict(zip(JUDGED, right.tolist(), strict=True))
 
 
@@ -229,9 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=" ".join(COMMAND), description="Trains the judge.")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     usual = {"steps": 1000, "batch-size": 64, "lr": 2e-3, "seed": 0, "drawings": 12_000, "check": 2000}
-    told = {"drawings": "pictures to train on", "check": "fresh pictures a split"}
+    helps = {"drawings": "pictures to train on", "check": "fresh pictures a split"}
     for name, value in usual.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=told.get(name))
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=helps.get(name))
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.bridge import ClipBridge
-from ..data import minibirds
 from ..images import EvaluationError, to_range
-from .judge import JUDGED, Judge
+from .judge import JUDGED, Judge, asked_of
 from .protocol import BATCH, embed_captions, evaluating
 
 GROUPS = 10  # of samples, left out in turn for a standard error
@@ -295,7 +294,7 @@ def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> d
     """
     if len(images) != len(captions):
         raise EvaluationError(f"{len(images)} pictures, but {len(captions)} captions")
-    if not any(map(minibirds.asked, captions)):
+    if (asked_of(captions) < 0).all():
         raise EvaluationError(f"no caption names any of {', '.join(JUDGED)}: {list(captions[:2])}")
     hits = as_asked(judge, judge_features(judge, images), captions)
     return {name: share_of(own[own.isfinite()]) for name, own in hits.items()}
@@ -304,11 +303,10 @@ def caption_accuracy(judge: Judge, images: Tensor, captions: Sequence[str]) -> d
 def as_asked(judge: Judge, features: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
     """The judge's features (N, 128) and N captions -> attribute -> (N,) 1: as asked, 0: not, NaN: nothing asked."""
     with evaluating(judge):
-        logits = judge.classify(features.to(next(judge.parameters()).device))
-    asked = [minibirds.asked(text) for text in captions]
-    wanted = {name: torch.tensor([own.get(name, -1) for own in asked]) for name in JUDGED}
-    found = {name: logits[name].argmax(1).cpu() for name in JUDGED}
-    return {n: (found[n] == wanted[n]).double().masked_fill(wanted[n] < 0, math.nan) for n in JUDGED}
+        found = judge.answers(features.to(next(judge.parameters()).device)).cpu()
+    wanted = asked_of(captions)
+    hits = (found == wanted).double().masked_fill(wanted < 0, math.nan)
+    return dict(zip(JUDGED, hits.unbind(1), strict=True))
 
 
 def clip_similarity(bridge: ClipBridge, images: Tensor, captions: Sequence[str], batch_size: int = BATCH) -> float:
