@@ -99,8 +99,14 @@ def train(args: argparse.Namespace) -> None:
     if run.step:
         print(f"going on from step {run.step}" if not run.finished else f"complete: {run.step} steps")
     if not run.finished:
-        for _ in run.train():
-            pass
+        try:
+            for _ in run.train():
+                pass
+        except KeyboardInterrupt as stop:
+            if stop.args:  # its own words
+                raise
+            kept = f"stopped after step {run.step} of {config.train.max_steps}"  # it came between two steps
+            raise KeyboardInterrupt(f"{kept}; the same command or cell goes on from there") from None
     if args.export:
         metrics = evaluation.measure_generator(run.system.ema, run.bridge, config).record()
         if run.workers.leads:
