@@ -80,6 +80,10 @@ class GalipConfig(ModelConfig):
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
+    projected: Literal["", "lite0"] = Field("", description="frozen network a second discriminator looks through")
+    projected_side: int = Field(80, ge=32, description="side to which it enlarges pictures, pixels")
+    projected_weight: float = Field(1.0, ge=0, description="weight of the second discriminator in generator's loss")
+    energy: float = Field(0.0, ge=0, description="weight of the energy score, of two pictures a caption")
 
 
 class RatlipConfig(GalipConfig):
@@ -93,10 +97,8 @@ class RatlipConfig(GalipConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> RatlipConfig:
         if self.attention and (self.channels % 2 or self.code_channels % 2):
-            raise ValueError(
-                f"model.attention needs even model.channels and model.code_channels, not {self.channels} and "
-                f"{self.code_channels}"
-            )
+            given = f"{self.channels} and {self.code_channels}"
+            raise ValueError(f"model.attention needs even model.channels and model.code_channels, not {given}")
         return self
 
 
@@ -184,8 +186,8 @@ class EvalConfig(Section):
     per_caption: int = Field(1, ge=1, description="pictures of each caption")
     batch_size: int = Field(100, ge=1, description="pictures at once; changes no result")
     seed: int = Field(0, description="seed of noise and caption choice")
-    features: tuple[Literal["judge", "clip", "inception"], ...] = Field(
-        (), description="what distances are over; default: judge for mini birds, else clip; only inception gives FID"
+    features: tuple[Literal["judge", "clip", "imagenet", "inception"], ...] = Field(
+        (), description="what distances are over; default: judge or clip, and imagenet; only inception gives FID"
     )
     metrics: tuple[Literal["ssim", "ms_ssim", "lpips", "topiq"], ...] = Field(
         ("ssim",), description="of single pictures"
@@ -305,8 +307,7 @@ def _read(profile: str) -> dict[str, Any]:
 
 def build_config(values: dict[str, Any]) -> Config:
     """A `Config` from nested values (of a profile or a run folder); raises ConfigError as `load_config` does."""
-    system = values.get("system", "galip")
-    if system not in MODELS:
+    if (system := values.get("system", "galip")) not in MODELS:
         raise ConfigError(f"unknown system {system!r}: one of {', '.join(MODELS)}")
     for section in values.keys() - {"profile", "system"}:
         for key in [f"{section}.{name}" for name in values[section]] if section in SECTIONS else [section]:
@@ -356,8 +357,7 @@ def _unknown(key: str, system: str) -> ConfigError:
             f"{key} is a setting of the system {' and '.join(owners)}, not of {system}: leave it out, or choose "
             f"system={owners[0]}"
         )
-    valid = valid_keys(system)
-    section = key.partition(".")[0]
+    valid, section = valid_keys(system), key.partition(".")[0]
     near = difflib.get_close_matches(key, valid, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     sections = f"system, and those in {', '.join(SECTIONS)}"

@@ -13,7 +13,7 @@ from galiplib.files import WEIGHTS, WeightsError
 from galiplib.runs.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from")
-SMALL = {"eval.images": 40, "eval.diversity": 2, "data.test_size": 20}
+SMALL = {"eval.features": ("judge",), "eval.images": 40, "eval.diversity": 2, "data.test_size": 20}
 
 
 def record(distance, accuracy, floor=2.0):

@@ -24,6 +24,7 @@ from galiplib.system import TextToImage
 from galiplib.systems.galip import Generator
 
 IMAGES = 600  # halves of halves still have more pictures than the judge has features
+OWN = ("judge",)  # what ImageNet's network sees is tests/test_eyes.py's
 few_samples = pytest.mark.filterwarnings("ignore:Fréchet distance from")
 
 
@@ -288,7 +289,7 @@ def close(first, second):
 def test_evaluate_is_the_same_for_every_batch_size(generator, bridge, judge, data):
     first, second = (
         evaluation.evaluate(generator, bridge, data, config, judge, progress=False)
-        for config in (EvalConfig(images=240, batch_size=size, diversity=6) for size in (7, 64))
+        for config in (EvalConfig(features=OWN, images=240, batch_size=size, diversity=6) for size in (7, 64))
     )
     close(first, second)
     values = first.values
@@ -305,7 +306,9 @@ def test_evaluate_is_the_same_for_every_batch_size(generator, bridge, judge, dat
 
 @few_samples
 def test_too_few_for_a_measure_is_said_and_the_rest_is_measured(generator, bridge, judge, data):
-    found = evaluation.evaluate(generator, bridge, data, EvalConfig(images=40, diversity=2), judge, progress=False)
+    found = evaluation.evaluate(
+        generator, bridge, data, EvalConfig(features=OWN, images=40, diversity=2), judge, progress=False
+    )
     assert found.left_out.keys() == {"r_precision", "r_precision_real"}
     assert "needs as many different captions" in found.left_out["r_precision"]
     assert math.isfinite(found.values["clip_similarity"]) and "r_precision" not in found.values
@@ -313,7 +316,7 @@ def test_too_few_for_a_measure_is_said_and_the_rest_is_measured(generator, bridg
 
 def test_perfect_pictures_reach_the_limits(generator, bridge, judge, data):
     """Real pictures in the generator's place must score as real ones, noise must not."""
-    config = EvalConfig(images=IMAGES, batch_size=25, diversity=0)
+    config = EvalConfig(features=OWN, images=IMAGES, batch_size=25, diversity=0)
     rows = {split: evaluation.plan(data[split].captions, IMAGES // 2).rows for split in data}
     pictures = torch.cat([to_images(data[split].images[rows[split]]) for split in ("seen", "test")])
     found = evaluation.evaluate(Replay(pictures), bridge, data, config, judge, progress=False)
@@ -336,7 +339,7 @@ def test_perfect_pictures_reach_the_limits(generator, bridge, judge, data):
 def test_errors_say_how_much_another_seed_would_give(generator, bridge, judge, data):
     found = [
         evaluation.evaluate(
-            generator, bridge, data, EvalConfig(images=240, seed=seed, diversity=0), judge, progress=False
+            generator, bridge, data, EvalConfig(features=OWN, images=240, seed=seed, diversity=0), judge, progress=False
         )
         for seed in range(3)
     ]
@@ -357,7 +360,7 @@ def test_several_features_each_with_its_name(generator, bridge, judge, data):
 @few_samples
 def test_similarity_in_the_published_convention_and_true_clipscore(generator, bridge, judge, data):
     """The run's convention gives clip_similarity; CLIPScore always enters CLIP as CLIP was trained."""
-    config = EvalConfig(images=40, diversity=0)
+    config = EvalConfig(features=OWN, images=40, diversity=0)
     own = evaluation.evaluate(generator, bridge, data, config, judge, progress=False).values
     theirs = ClipBridge(bridge.model, "reference")
     # the same generator: its mapper doesn't depend on the convention
@@ -379,7 +382,7 @@ def test_evaluate_names_a_missing_split_and_refuses_one_picture(generator, bridg
 def test_statistics_of_real_pictures_are_kept_and_checked(generator, bridge, judge, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     note = {"data": "minibirds", "split": "seen", "size": 56, "crop": "none"}
-    config = EvalConfig(images=40, diversity=0, statistics="cache")
+    config = EvalConfig(features=OWN, images=40, diversity=0, statistics="cache")
     first = evaluation.evaluate(generator, bridge, data, config, judge, note, progress=False).values
     (file,) = (tmp_path / "data" / "statistics").glob("minibirds-seen-56-judge-*.npz")
     assert first["frechet_all_real"] == len(data["seen"])
@@ -407,7 +410,13 @@ def _measure_a_share(rank, folder):
 
 
 def _tiny():
-    overrides = {"eval.images": 46, "eval.batch_size": 8, "eval.diversity": 3, "data.test_size": 21}
+    overrides = {
+        "eval.features": OWN,
+        "eval.images": 46,
+        "eval.batch_size": 8,
+        "eval.diversity": 3,
+        "data.test_size": 21,
+    }
     generator = load_generator()
     return generator, generator.bridge, load_config("mini", overrides)
 

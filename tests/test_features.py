@@ -84,5 +84,5 @@ def test_inception_that_cannot_be_had(tmp_path, monkeypatch, inception_file):
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     with pytest.raises(EvaluationError, match="no network here.*fetch https://.*pth elsewhere and give its path"):
         features.extractor("inception")
-    with pytest.raises(EvaluationError, match="unknown feature extractor 'vgg': one of judge, clip, inception"):
+    with pytest.raises(EvaluationError, match="feature extractor 'vgg': one of judge, clip, imagenet, inception"):
         features.extractor("vgg")

@@ -36,14 +36,14 @@ def test_real_pictures_with_their_captions_are_perfect(tmp_path, data):
     bridge, judge = load_generator().bridge, load_judge()
     look = evaluation.extractor("judge", judge=judge)
     captions = [own[0] for own in data.captions]
-    found = evaluate_folder(write(tmp_path / "a", data.images, captions), data, look, bridge, judge, 17, False)
+    found = evaluate_folder(write(tmp_path / "a", data.images, captions), data, [look], bridge, judge, 17, False)
     assert found["frechet_all"] == pytest.approx(0, abs=1e-3) and found["precision"] == found["recall"] == 1
     assert min(found["caption_accuracy"].values()) > 0.95 and found["images"] == found["real_images"] == 60
     assert "background" not in found["caption_accuracy"]  # which none of these captions names
     json.dumps(found, allow_nan=False)
     whole = evaluation.clip_similarity(bridge, to_images(data.images), captions)
     assert found["clip_similarity"] == pytest.approx(whole, abs=1e-4)
-    plain = evaluate_folder(write(tmp_path / "b", data.images[:20] // 2), data, look, bridge, judge, 100, False)
+    plain = evaluate_folder(write(tmp_path / "b", data.images[:20] // 2), data, [look], bridge, judge, 100, False)
     assert plain["frechet_all"] > 10 and "clip_similarity" not in plain and "caption_accuracy" not in plain
 
 

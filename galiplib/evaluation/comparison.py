@@ -23,6 +23,7 @@ from ..data.batches import Source
 from ..files import write_atomically, write_json
 from ..images import EvaluationError
 from .evaluate import measure_generator
+from .features import default_features
 
 if TYPE_CHECKING:  # loaded when a table is made
     import pandas as pd
@@ -35,6 +36,8 @@ COLUMNS = {  # its heading; whether more is better (1), less (-1), or neither in
     "kid": ("KID", -1, ""),
     "frechet_distance": ("Fréchet distance ({features})", -1, "frechet_floor"),
     "kernel_distance": ("kernel distance ({features})", -1, ""),
+    "imagenet_frechet_distance": ("Fréchet distance (imagenet)", -1, "imagenet_frechet_floor"),
+    "imagenet_kernel_distance": ("kernel distance (imagenet)", -1, ""),
     "precision": ("precision ({features})", 1, ""),
     "recall": ("recall ({features})", 1, ""),
     "density": ("density ({features})", 0, ""),
@@ -212,7 +215,8 @@ def label_of(path: str | Path) -> str:
 
 def _fingerprint(generator: Any, config: Config) -> str:
     """Tells an evaluation from all others: weights, data, protocol."""
-    digest = hashlib.sha256(json.dumps([config.data.model_dump(), config.eval.model_dump()]).encode())
+    protocol = [config.data.model_dump(), config.eval.model_dump(), default_features(judged=False)[0]]
+    digest = hashlib.sha256(json.dumps(protocol).encode())
     for tensor in generator.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     digest.update(generator.bridge.convention.encode())

@@ -2,13 +2,13 @@
 
 The Fréchet distance is named after what it is over: the judge's features for mini birds, the run's CLIP for
 photographs, InceptionV3's (only then an FID) on request. The judge has learned to look past blur and grain: it sees
-what is drawn and how varied, less how sharply.
+what is drawn and how varied, less how sharply. So EfficientNet-Lite2's stand beside either, which see that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..data import minibirds
 from ..data.batches import Source
 from ..images import EvaluationError
 from ..system import TextToImage
-from .features import Extractor, extractor, load_statistics, measure_name, real_statistics
+from .features import Extractor, default_features, extractor, load_statistics, measure_name, real_statistics
 from .judge import JUDGED, Judge, load_judge
 from .measures import (
     Measured,
@@ -98,9 +98,9 @@ class Evaluation:
             self.add(names("frechet_distance"), halved_distance(ours, theirs))
         self.add(names("frechet_floor"), halved_distance(ours, ours))
         self.values[names("frechet_images")] = real.pictures.count // 2
-        whole = whole or ours.statistics()
-        self.values[names("frechet_all")] = frechet_of(whole, theirs.statistics()).value
-        self.values[names("frechet_all_real")] = whole.count
+        of_all = frechet_of(whole, theirs.statistics()).value if whole else ours.distance(None, theirs, None)
+        self.values[names("frechet_all")] = of_all
+        self.values[names("frechet_all_real")] = whole.count if whole else int(ours.count.sum())
         sides = real.features[look.name][:KEPT], fake.features[look.name][:KEPT]
         self.attempt(names("kernel_distance"), lambda: kernel_distance(*sides))
         shares = partial(precision_recall, *sides)
@@ -151,14 +151,14 @@ def evaluate(
     chosen = plan(data[main].captions, images, config.per_caption, config.seed)
     if len(chosen.real) < 4:
         raise EvaluationError(f"an evaluation needs four different real pictures, not {len(chosen.real)}")
-    extractors = list(_looks(bridge, judge, config))
+    extractors, left_out = _looks(bridge, judge, config)
     measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
     drawn, passed = partial(drawn_pictures, generator, bridge), (config.batch_size, progress)
     with evaluating(generator), evaluating(bridge):
         networks = FeatureNetworks(extractors, bridge, judge)
         real = look_at(real_pictures(data[main], chosen.real), networks, *passed)
         fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
-        result = Evaluation(chosen, fake.scores)
+        result = Evaluation(chosen, fake.scores, left_out=left_out)
         whole = None  # the real pictures' statistics that `eval.statistics` names
         if config.statistics == "cache":
             if note is None:
@@ -172,9 +172,12 @@ def evaluate(
         if config.diversity:
             repeated = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
             own = drawn(repeated[: TRIES * config.diversity], config.seed, len(chosen), "diversity")  # noise of its own
-            features = look_at(own, FeatureNetworks(extractors[:1]), *passed).features[extractors[0].name]
-            result.add("diversity", mean_of(diversity(features, [index // TRIES for index in range(len(features))])))
-            result.values["diversity_real"] = torch.pdist(real.features[extractors[0].name][:KEPT]).mean().item()
+            features = look_at(own, FeatureNetworks(extractors), *passed).features
+            for look in extractors:
+                name = "diversity" if look is extractors[0] else f"{look.name}_diversity"
+                tries = [index // TRIES for index in range(own.count)]
+                result.add(name, mean_of(diversity(features[look.name], tries)))
+                result.values[f"{name}_real"] = torch.pdist(real.features[look.name][:KEPT]).mean().item()
         result.add_scores(fake.scores)
         result.values["clip_convention"] = bridge.convention
         image, text = fake.pairs["image"], fake.pairs["text"]
@@ -193,31 +196,33 @@ def evaluate(
 
 
 def evaluate_folder(
-    folder: str | Path, data: Source, look: Extractor, bridge: ClipBridge, judge: Judge | None = None,
+    folder: str | Path, data: Source, looks: Sequence[Extractor], bridge: ClipBridge, judge: Judge | None = None,
     batch_size: int = BATCH, progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the pictures in a folder, whoever made them, against all real ones of a split, each once.
 
-    Distances are over the features of `look`; with captions (`list_pictures`) CLIP similarity by `bridge` and, of mini
+    Distances are over the features of `looks`; with captions (`list_pictures`) CLIP similarity by `bridge` and, of mini
     birds, caption accuracy by `judge` are among what `evaluate` gives, as `Evaluation.record`. Raises EvaluationError
     as `list_pictures` and `read_pictures` do.
     """
     pictures = folder_pictures(folder, bridge)
     captioned = (bridge, judge) if pictures.captions else ()
     with evaluating(bridge):
-        fake = look_at(pictures, FeatureNetworks([look], *captioned), batch_size, progress)
-        real = look_at(real_pictures(data, np.arange(len(data))), FeatureNetworks([look]), batch_size, progress)
+        fake = look_at(pictures, FeatureNetworks(looks, *captioned), batch_size, progress)
+        real = look_at(real_pictures(data, np.arange(len(data))), FeatureNetworks(looks), batch_size, progress)
     result = Evaluation(None, fake.scores)
-    result.add_distances(look, True, real, fake, None)
+    for look in looks:
+        result.add_distances(look, look is looks[0], real, fake, None)
     result.add_scores(fake.scores)
-    result.values.update(images=pictures.count, real_images=len(data), features=[look.name])
+    result.values.update(images=pictures.count, real_images=len(data), features=[look.name for look in looks])
     return result.record()
 
 
-def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> Iterator[Extractor]:
-    """The extractors of `eval.features`, by default the judge, or else the run's CLIP."""
-    for name in config.features or (("judge",) if judge else ("clip",)):
-        yield extractor(name, judge=judge, bridge=bridge, weights=config.inception, device=bridge.pixel_mean.device)
+def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> tuple[list[Extractor], dict[str, str]]:
+    """The extractors of `eval.features`, or else the default ones, and what is left out of these."""
+    names, left_out = (config.features, {}) if config.features else default_features(judge is not None)
+    parts = {"judge": judge, "bridge": bridge, "weights": config.inception, "device": bridge.pixel_mean.device}
+    return [extractor(name, **parts) for name in names], left_out
 
 
 # ---------------------------------------------------------------- from a configuration
@@ -241,8 +246,10 @@ def measure_folder(
     bridge = make_bridge(config, device, load_clip(clip) if clip else None)
     known = dataset_of(config)
     judge = load_judge() if known.judged else None
-    real, look = make_data(config, known.held_out[0]), next(_looks(bridge, judge, config.eval))
-    return evaluate_folder(folder, real, look, bridge, judge, config.eval.batch_size, progress)
+    looks, left_out = _looks(bridge, judge, config.eval)
+    real = make_data(config, known.held_out[0])
+    found = evaluate_folder(folder, real, looks, bridge, judge, config.eval.batch_size, progress)
+    return found | {"left_out": found["left_out"] | left_out}
 
 
 def distance_of(results: dict[str, Any]) -> float:

@@ -65,16 +65,18 @@ class Moments:
         self.total = torch.zeros(groups, dim, dtype=torch.float64)
         self.count = torch.zeros(groups, dtype=torch.int64)
 
+    @property
+    def quick(self) -> bool:
+        """Whether a hundred distances take seconds, not minutes."""
+        return self.dim <= WIDE
+
     def update(self, features: Tensor, group: Tensor | None = None) -> None:
         """Add features (N, D) of groups (N,), by default the first.
 
         Raises:
             EvaluationError: for features of another width, or not finite.
         """
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise EvaluationError(f"features must be (N, {self.dim}), not {tuple(features.shape)}")
-        if not features.isfinite().all():
-            raise EvaluationError("features that are not finite have no Fréchet distance")
+        self._check(features)
         features = features.to("cpu", torch.float64)
         group = torch.zeros(len(features), dtype=torch.int64) if group is None else group
         for number in group.unique().tolist():
@@ -82,6 +84,12 @@ class Moments:
             self.total[number] += own.sum(0)
             self.products[number] += own.T @ own
             self.count[number] += len(own)
+
+    def _check(self, features: Tensor) -> None:
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise EvaluationError(f"features must be (N, {self.dim}), not {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise EvaluationError("features that are not finite have no Fréchet distance")
 
     def gather(self) -> None:
         """Add up the sums of all processes, once, in the end."""
@@ -97,6 +105,10 @@ class Moments:
             raise EvaluationError(f"mean and covariance need two samples, not {number}")
         mu = self.total[chosen].sum(0) / number
         return Statistics(mu, (self.products[chosen].sum(0) - number * mu[:, None] * mu) / (number - 1), number)
+
+    def distance(self, groups: Sequence[int] | None, other: Moments, theirs: Sequence[int] | None) -> float:
+        """The Fréchet distance of some groups to some of others, by default of all."""
+        return frechet_of(self.statistics(groups), other.statistics(theirs)).value
 
 
 def statistics_of(features: Tensor) -> Statistics:
@@ -160,10 +172,10 @@ def halved_distance(real: Moments, other: Moments) -> Measured:
         pairs = [(way[: len(way) // 2], way[len(way) // 2 :]) for way in ways]
         if other is not real:
             pairs = [pair for a, b in pairs for pair in ((a, b), (b, a))]
-        return sum(frechet_of(real.statistics(a), other.statistics(b)).value for a, b in pairs) / len(pairs)
+        return sum(real.distance(a, other, b) for a, b in pairs) / len(pairs)
 
     error = math.nan
-    if real.dim <= WIDE:  # a hundred more roots of large matrices would take minutes
+    if real.quick:
         try:
             error = jackknife(distance, GROUPS)
         except EvaluationError:  # too few pictures for as many groups

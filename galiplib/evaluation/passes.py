@@ -24,9 +24,10 @@ from ..images import EvaluationError, to_images
 from ..system import TextToImage
 from .features import Extractor, extractor
 from .judge import Judge
-from .measures import GROUPS, Moments, as_asked, clip_score, cosines
+from .measures import GROUPS, WIDE, Moments, as_asked, clip_score, cosines
 from .pixels import PixelMeasure
 from .protocol import Plan, draw, embed_captions
+from .samples import MOST, Samples
 
 KEPT = 5000  # pictures whose wide features are remembered, for the measures that compare samples one by one
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -209,7 +210,9 @@ def look_at(
         place, first = torch.from_numpy(plan.place), torch.from_numpy(plan.first)
     if dist.is_available() and dist.is_initialized():
         numbers = numbers[dist.get_rank() :: dist.get_world_size()]
-    moments = {one.name: Moments(one.dim, GROUPS * (1 if first.all() else 2)) for one in networks.extractors}
+    groups = GROUPS * (1 if first.all() else 2)
+    wide = Samples if pictures.count <= MOST else Moments
+    moments = {one.name: (wide if one.dim > WIDE else Moments)(one.dim, groups) for one in networks.extractors}
     features, scores, pairs = PerSample(), PerSample(), PerSample()
     bar = tqdm(numbers.split(batch_size), desc=pictures.title, unit="batch", leave=False, disable=not progress)
     with same_failure():  # a picture that can't be measured ends all

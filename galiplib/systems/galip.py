@@ -25,7 +25,8 @@ from ..clip.bridge import ClipBridge
 from ..config import Config, GalipConfig
 from ..losses import as_leaf, beyond_range, clip_similarity, gradient_penalty, matching_losses
 from ..precision import autocast
-from ..system import Batch, Losses, Phase, Step, System, TextToImage
+from ..system import Batch, Losses, Phase, Role, Step, System, TextToImage
+from .projected import second_discriminator
 
 REFERENCE_SIZES = (8, 16, 32, 64, 128, 224)  # the published network, whose "256" gives 224 x 224
 BRIDGE_SHARE = 0.1  # weight of CLIP's output beside the features that entered it
@@ -222,10 +223,14 @@ class Fakes(NamedTuple):
     features: Tensor
     embedding: Tensor
     beyond: Tensor  # `beyond_range`, before augmentation
+    seen: Tensor  # the pictures, augmented
 
 
 class GALIP(System):
-    """Generator, discriminator and head, trained as in sec. 3.4: one step of each on the same fakes."""
+    """Generator, discriminator and head, trained as in sec. 3.4: one step of each on the same fakes.
+
+    With `model.projected` a second discriminator looks beside the first, and learns in the same phase.
+    """
 
     generator_class: ClassVar[type[Generator]] = Generator
 
@@ -235,6 +240,7 @@ class GALIP(System):
         self.generator: TextToImage = self.generator_class(bridge, settings)
         self.discriminator = FeatureDiscriminator(bridge, settings)
         self.head = ConditionalHead(bridge, settings)
+        self.projected = second_discriminator(bridge, settings, self.generator.image_size)
 
     @classmethod
     def make_generator(cls, bridge: ClipBridge, config: Any) -> TextToImage:
@@ -244,6 +250,9 @@ class GALIP(System):
     def bridge(self) -> ClipBridge:
         return self._bridge[0]
 
+    def learners(self, role: Role) -> Sequence[nn.Module]:
+        return [*super().learners(role), *([self.projected] if self.projected and role == "discriminator" else [])]
+
     def phases(self) -> Sequence[Phase]:
         losses_d, losses_g = self.discriminator_losses, self.generator_losses
         return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
@@ -252,9 +261,14 @@ class GALIP(System):
         """Tapped features (B, taps, W, g, g) and sentences (B, E) -> logits (B,)."""
         return self.head(self.discriminator(features), sentence)
 
+    def drawn(self, batch: Batch) -> slice | Tensor:
+        """The rows whose captions are drawn: all, but for the energy score (`ProjectedDiscriminator.rows`)."""
+        return self.projected.rows(batch) if self.projected else slice(None)
+
     def draw_fakes(self, batch: Batch) -> Tensor:
         """The generator's pictures for a batch, (B, 3, H, W)."""
-        return self.generator(batch.noise["z"].to(batch.text.sentence.device), batch.text.sentence)
+        sentence = batch.text.sentence[self.drawn(batch)]
+        return self.generator(batch.noise["z"].to(sentence.device), sentence)
 
     def fakes(self, batch: Batch) -> Fakes:
         """The generator's pictures, as they are drawn and as CLIP sees them."""
@@ -264,19 +278,21 @@ class GALIP(System):
     def look_at(self, pictures: Tensor, drawn: Tensor | None = None) -> Fakes:
         """What CLIP sees of generated pictures (B, 3, H, W), augmented by `drawn` (B, 7)."""
         seen = augmentation.augment(pictures, drawn, self.config)
-        return Fakes(pictures, *self.bridge.encode_image(seen), beyond_range(pictures))
+        return Fakes(pictures, *self.bridge.encode_image(seen), beyond_range(pictures), seen)
 
     def discriminator_losses(self, batch: Batch, step: Step) -> Losses:
         """Real with its caption, real with another's, generated, and the penalty (eq. 1; DF-GAN, eq. 2)."""
         config, head, device = self.config, self.head, batch.images.device
-        fakes = step.once("fakes", lambda: self.fakes(batch), graph=False).features.detach()
+        made = step.once("fakes", lambda: self.fakes(batch), graph=False)
         penalised = step.number % config.penalty_every == 0
         with autocast(config.precision, device):
             images = augmentation.augment(batch.images, batch.noise.get("real"), config)
             with torch.no_grad():  # the penalty asks for gradients towards the features, not towards the pixels
                 features, sentence = self.bridge.tap_image(images), batch.text.sentence
             text, _ = batch.with_next(head.project_text)
-            logit_fake = head.logits(head.project_features(self.discriminator(fakes)), text)
+            logit_fake = head.logits(
+                head.project_features(self.discriminator(made.features.detach())), text[self.drawn(batch)]
+            )
         if penalised:  # its graph is the real pairs': in fp32 then, all of it
             features, sentence = as_leaf(features), as_leaf(sentence)
             batch = replace(batch, text=replace(batch.text, sentence=sentence))
@@ -291,18 +307,21 @@ class GALIP(System):
         if penalised:
             weight = config.penalty_weight * config.penalty_every
             noted["penalty"] = gradient_penalty(logit_real, features, sentence, weight, config.penalty_power)
-        return Losses(loss + noted["penalty"], noted)
+        losses = Losses(loss + noted["penalty"], noted)
+        return self.projected.beside_d(losses, batch, step, images, made.seen) if self.projected else losses
 
     def generator_losses(self, batch: Batch, step: Step) -> Losses:
         """Fool the updated discriminator, look to CLIP like the caption, stay in range (eq. 2)."""
-        return self.losses_of(step.once("fakes", lambda: self.fakes(batch), graph=True), batch)
+        made = step.once("fakes", lambda: self.fakes(batch), graph=True)
+        losses = self.losses_of(made, batch)
+        return self.projected.beside_g(losses, batch, step, made.seen) if self.projected else losses
 
     def losses_of(self, fakes: Fakes, batch: Batch) -> Losses:
         """What the generator's phase minimises for these fakes."""
-        config = self.config
+        config, sentence = self.config, batch.text.sentence[self.drawn(batch)]
         with autocast(config.precision, batch.images.device):
-            logit = self.judge(fakes.features, batch.text.sentence)
-        similarity = clip_similarity(fakes.embedding.float(), batch.text.sentence)
+            logit = self.judge(fakes.features, sentence)
+        similarity = clip_similarity(fakes.embedding.float(), sentence)
         loss = -logit.mean() - config.clip_weight * similarity
         if config.recipe == "stable":
             loss = loss + config.range_weight * fakes.beyond

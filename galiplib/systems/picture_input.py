@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..blocks import SLOPE
 from ..clip.bridge import ClipBridge
-from ..config import Config, FeaturesConfig, PictureConfig
+from ..config import Config, ConfigError, FeaturesConfig, PictureConfig
 from ..system import Batch, Losses, Text, TextToImage
 from .galip import GALIP, Fakes, Generator
 
@@ -50,6 +50,8 @@ class PictureGALIP(GALIP):
 
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
+        if self.projected and self.projected.energy:
+            raise ConfigError("model.energy draws two pictures a caption, and only one is given here: use system=galip")
         self.settings = cast(PictureConfig, config.model)
         self.generator: PictureGenerator = self.around(cast(Generator, self.generator), self.settings)
 
