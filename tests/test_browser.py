@@ -5,6 +5,7 @@ Screenshots go to outputs/screenshots, or where GALIP_SCREENSHOTS says.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def serving(command, folder, url):
     """A server as a process of its own, killed with its children at the end; its log is shown if it does not answer."""
     log = folder / "server.log"
     with open(log, "wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment(folder))
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment(folder), start_new_session=True
+        )
         try:
             end = time.monotonic() + PATIENCE / 1000
             while not answers(url):
@@ -85,11 +88,11 @@ def serving(command, folder, url):
                 time.sleep(0.2)
             yield
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def answers(url):

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -82,7 +83,9 @@ def test_processes_end_with_a_checkpoint_when_their_parent_is_killed(tmp_path):
         """)
     )
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
+    # where the tests themselves run in the background, Ctrl-C is ignored from the start
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path}, preexec_fn=heard)
     try:
         first_checkpoint(tmp_path / "run")
         children = psutil.Process(parent.pid).children(recursive=True)
