@@ -77,6 +77,7 @@ class GalipConfig(ModelConfig):
 
     code_channels: int = Field(64, ge=1, description="channels of the noise map before the fusion blocks")
     smooth_shortcut: bool = Field(False, description="shortcuts upsample linearly; published: nearest")
+    noise_gain: float = Field(1.0, gt=0, description="the generator multiplies its noise by it: more counts more")
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")

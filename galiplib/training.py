@@ -164,9 +164,8 @@ def train(
 
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """
-    workers = workers or Worker()
     seed, size = config.seed + ATTEMPT * attempt, config.batch_size
-    own = workers.part(size)
+    own = (workers or Worker()).part(size)
     for step in range(start + 1, config.max_steps + 1):
         images, sentence = data.batch(step, size, seed, own)
         noise = system.draw(size, partial(random_of, seed, step=step))

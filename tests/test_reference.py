@@ -166,6 +166,7 @@ def test_our_training_goes_into_their_code(tmp_path, tiny_config, system):
     ("changes", "message"),
     [
         ({"smooth_shortcut": True}, "smooth_shortcut = True"),
+        ({"noise_gain": 2.0}, "noise_gain = 2.0"),
         (
             {"conditioning": "recurrent", "attention": False},
             "'recurrent' with model.attention = False is neither GALIP",

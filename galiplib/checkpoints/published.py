@@ -288,10 +288,10 @@ def check_format(config: Config) -> None:
     system, model = config.system, config.model
     if system not in ("galip", "ratlip") or not isinstance(model, GalipConfig):
         raise WeightsError(f"the authors' format of the system {system} is not known here: only GALIP's and RATLIP's")
-    if model.smooth_shortcut or model.image_size != "reference":
+    if (model.smooth_shortcut, model.image_size, model.noise_gain) != (False, "reference", 1):
         raise WeightsError(
-            f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}: the authors' "
-            "code knows only smooth_shortcut false and image_size 'reference'"
+            f"model.smooth_shortcut = {model.smooth_shortcut}, model.image_size = {model.image_size!r}, "
+            f"model.noise_gain = {model.noise_gain}: the authors' code knows only false, 'reference' and 1"
         )
     if isinstance(model, RatlipConfig) and (model.conditioning, model.attention) != ("recurrent-reference", True):
         raise WeightsError(

@@ -82,7 +82,7 @@ class Generator(TextToImage):
         given_dim: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(bridge)
-        self.noise_dim = config.noise_dim
+        self.noise_dim, self.noise_gain = config.noise_dim, config.noise_gain
         condition_dim = config.noise_dim + bridge.embed_dim
         given_dim = given_dim or condition_dim
         code = config.code_channels
@@ -109,10 +109,11 @@ class Generator(TextToImage):
 
         Style mixing: the generator blocks from number `late_from` on get noise and sentence from `late`, if given.
         """
+        noise = self.noise_gain * noise
         conditions = self.conditions(noise, sentence)
         if late is not None:
             first = len(self.fusion) + late_from
-            conditions[first:] = self.conditions(*late)[first:]
+            conditions[first:] = self.conditions(self.noise_gain * late[0], late[1])[first:]
         given = iter(conditions)
         x = self.code(noise).unflatten(1, self.code_shape)  # (B, code, g, g)
         for block in self.fusion:
