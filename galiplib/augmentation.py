@@ -21,8 +21,7 @@ def draw(config: TrainConfig, batch: int, random: torch.Generator) -> dict[str, 
     """
     if not (config.shift or config.colour or config.cutout):
         return {}
-    reach = config.shift
-    offsets = torch.randint(-reach, reach + 1, (2, batch, 2), generator=random)
+    offsets = torch.randint(-config.shift, config.shift + 1, (2, batch, 2), generator=random)
     colour = torch.tensor([0.0, 1.0, 1.0]) + config.colour * (
         (torch.rand(2, batch, 3, generator=random) - 0.5) * torch.tensor([1.0, 2.0, 1.0])
     )
@@ -60,10 +59,8 @@ def change_colour(images: Tensor, amounts: Tensor) -> Tensor:
     """Brightness, saturation and contrast of pictures (B, 3, H, W) by amounts (B, 3): added, multiplied, multiplied."""
     brightness, saturation, contrast = (amount[:, None, None, None] for amount in amounts.unbind(1))
     images = images + brightness
-    grey = images.mean(1, keepdim=True)  # (B, 1, H, W)
-    images = torch.lerp(grey, images, saturation)
-    mean = images.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-    return torch.lerp(mean, images, contrast)
+    images = torch.lerp(images.mean(1, keepdim=True), images, saturation)  # from grey, (B, 1, H, W)
+    return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)  # from the mean, (B, 1, 1, 1)
 
 
 def cut_out(images: Tensor, centres: Tensor, share: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 Precedence: defaults < profile YAML < its variant, if one is named (`birds:ratlip`) < override; the override
 `train.recipe=paper` stands for the authors' settings and comes before the other overrides.
-
 `system` names the GAN, and what the section `model` holds: each system has its own, with its paper's defaults. Keys of
 one name mean the same in all: where a variant or override names another system, it keeps the settings that it knows.
 """
@@ -10,21 +9,64 @@ one name mean the same in all: where a variant or override names another system,
 from __future__ import annotations
 
 import difflib
-from contextlib import suppress
-from functools import lru_cache
+import os
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 
 class ConfigError(ValueError):
     """A profile, key or value that does not exist or does not fit; the message says which and what would."""
 
 
+NUMBER = re.compile(r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,2})?")
+RIGHT = {int: "a whole number", float: "a decimal number", bool: "true or false", NoneType: "none"}
+
+
+def read_value(text: Any, kind: Any) -> Any:
+    """What was typed, as a value of an annotated type; what is no text stays as it is.
+
+    A text to the letter, but for `~`; a plain decimal; true or false; [a, b]; none, of a text nothing. Raises
+    ValueError for all else, YAML's 0x10, 1_000, 1:30, yes or .inf too, and says what would be right.
+    """
+    if not isinstance(text, str):
+        return text
+    union = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kinds, word = [get_args(one)[0] if get_origin(one) is Annotated else one for one in union], text.strip()
+    if NoneType in kinds and (not word or (str not in kinds and word.lower() in ("none", "null"))):
+        return None
+    for one in kinds:
+        if one is str:
+            return os.path.expanduser(text)
+        if one in (int, float) and NUMBER.fullmatch(word) and (one is float or Decimal(word) == int(Decimal(word))):
+            return one(Decimal(word))
+        if get_origin(one) is tuple:
+            items = [item.strip(" '\"") for item in word.strip("[]()").split(",")]
+            return tuple(read_value(item, get_args(one)[0]) for item in items if item)
+        names = {str(choice).lower(): choice for choice in ((False, True) if one is bool else get_args(one))}
+        if word.lower() in names:
+            return names[word.lower()]
+    right = [RIGHT.get(one) or ", ".join(map(str, get_args(one))) for one in kinds]
+    raise ValueError(f"right would be {' or '.join(right)}")
+
+
+class AsTyped(yaml.SafeLoader):  # values stay texts, but for null: what they are is a matter of their keys
+    yaml_implicit_resolvers = dict.fromkeys(["~", "n", "N", ""], yaml.SafeLoader.yaml_implicit_resolvers["~"])
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any, info: Any) -> Any:
+        return read_value(value, cls.model_fields[info.field_name].annotation)
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -95,7 +137,7 @@ class RatlipConfig(GalipConfig):
     )
     attention: bool = Field(True, description="batch norm and shuffle attention behind the convolutions")
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _parts_fit(self) -> RatlipConfig:
         if self.attention and (self.channels % 2 or self.code_channels % 2):
             given = f"{self.channels} and {self.code_channels}"
@@ -164,7 +206,7 @@ class TrainConfig(Section):
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on 1,000 pictures, 0: none")
     sample_every: int = Field(100, ge=1, description="steps between sample grids")
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"train.accumulate = {self.accumulate} must divide train.batch_size = {self.batch_size}")
@@ -181,18 +223,14 @@ PAPER = {
 class EvalConfig(Section):
     """What is measured, on how much."""
 
-    images: Annotated[int, Field(ge=20)] | Literal["all"] = Field(
-        2000, description="generated pictures an evaluation looks at; 'all': of every caption"
-    )
+    images: Annotated[int, Field(ge=20)] | Literal["all"] = Field(2000, description="to draw; 'all': of every caption")
     per_caption: int = Field(1, ge=1, description="pictures of each caption")
     batch_size: int = Field(100, ge=1, description="pictures at once; changes no result")
     seed: int = Field(0, description="seed of noise and caption choice")
     features: tuple[Literal["judge", "clip", "imagenet", "inception"], ...] = Field(
         (), description="what distances are over; default: judge or clip, and imagenet; only inception gives FID"
     )
-    metrics: tuple[Literal["ssim", "ms_ssim", "lpips", "topiq"], ...] = Field(
-        ("ssim",), description="of single pictures"
-    )
+    metrics: tuple[Literal["ssim", "ms_ssim", "lpips", "topiq"], ...] = Field(("ssim",), description="of each picture")
     diversity: int = Field(50, ge=0, description="captions of which several pictures are compared; 0: none")
     inception: str | None = Field(None, description="file of InceptionV3's weights; default: downloaded")
     statistics: str | None = Field(None, description="of real pictures (.npz), for FID; 'cache': data/statistics")
@@ -219,6 +257,8 @@ class Config(Section):
         return {"system": self.system} | {f"{part}.{name}": v for part in SECTIONS for name, v in getattr(self, part)}
 
 
+# `Config` with a system's own section `model`, by the system
+CONFIGS = {name: pydantic.create_model("Config", __base__=Config, model=(own, own())) for name, own in MODELS.items()}
 SECTIONS = ("data", "clip", "model", "train", "eval")
 YAML = (".yaml", ".yml")
 PROFILES = Path(__file__).parent / "profiles"
@@ -236,12 +276,8 @@ def variants(profile: str) -> list[str]:
 
 def valid_keys(system: str = "galip") -> dict[str, str]:
     """Every key that can be set, `section.name`, with its description; those of `model` are the system's."""
-    kinds = {section: type(Config.model_fields[section].default) for section in SECTIONS} | {"model": MODELS[system]}
-    return {
-        f"{section}.{name}": field.description or ""
-        for section, kind in kinds.items()
-        for name, field in kind.model_fields.items()
-    }
+    parts = {section: type(getattr(CONFIGS[system](), section)).model_fields for section in SECTIONS}
+    return {f"{section}.{name}": field.description or "" for section in parts for name, field in parts[section].items()}
 
 
 def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | None = None) -> Config:
@@ -250,43 +286,39 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     Args:
         profile: a shipped name (`profiles()`) or the path of a YAML file with the same sections; of either a variant
             (`variants()`) by its name behind a colon: "birds:ratlip".
-        overrides: `{"train.max_steps": 100}` or `["train.max_steps=100"]` (values are read as YAML).
+        overrides: `{"train.max_steps": 100}` or `["train.max_steps=100"]` (by `read_value`, as profiles' values are).
 
-    Raises:
-        ConfigError: for an unknown profile, variant or key, or a value that does not fit; it names what would be right.
+    Raises ConfigError for an unknown profile, variant or key, or a value that does not fit, naming what would be right.
     """
     base, _, variant = profile.rpartition(":")
     if not base or profile.endswith(YAML):  # a colon in a path is the path's
         base, variant = profile, ""
-    content = _read(base)
-    known = content.pop("variants", {})
-    layers = [content]
-    called = Path(base).stem
+    content, called = _read(base), Path(base).stem
+    known, layers = content.pop("variants", {}), [content]
     if base != profile:
         if variant not in known:
             raise ConfigError(f"profile {called} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
-        layers.append(known[variant])
-        called = f"{called}:{variant}"
-    pairs = _pairs(overrides)
-    if ("train.recipe", "paper") in pairs:
+        layers, called = [content, known[variant]], f"{called}:{variant}"
+    if bare := [text for text in overrides or () if isinstance(overrides, list) and "=" not in text]:
+        raise ConfigError(f"{bare[0]!r} is not of the form key=value, such as train.max_steps=100")
+    pairs = overrides.items() if isinstance(overrides, dict) else [text.split("=", 1) for text in overrides or ()]
+    typed = {key.strip(): value for key, value in pairs}
+    if typed.get("train.recipe") == "paper":
         layers.append({"train": PAPER})
-    typed: dict[str, Any] = {}
-    for key, value in pairs:
+    for key in sorted(typed, key="system".__ne__):  # first the one that says what others mean
         section, _, name = key.partition(".")
-        typed |= {section: {**typed.get(section, {}), name: value} if name else value}
-    return build_config({"profile": called, **_laid_over([*layers, typed])})
+        layers.append({section: {name: typed[key]} if name else typed[key]})
+    return build_config({"profile": called, **_laid_over(layers)})
 
 
 def _laid_over(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """Nested values laid over each other, the last on top; at a change of the system its `model` keeps what fits."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"system": "galip"}
     for layer in layers:
-        system = layer.get("system", values.get("system", "galip"))
-        if system != values.get("system", system):
-            values["model"] = fitting(system, values.get("model", {}))
-        values["system"] = system
+        if (system := layer.get("system", values["system"])) != values["system"]:
+            values |= {"system": system, "model": fitting(system, values.get("model", {}))}
         for section, content in layer.items():
-            if section in SECTIONS or isinstance(content, dict):
+            if isinstance(content or {}, dict):
                 values[section] = {**values.get(section, {}), **(content or {})}
             elif section != "system":
                 raise _unknown(section, system)
@@ -303,28 +335,21 @@ def _read(profile: str) -> dict[str, Any]:
     path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
     if path.suffix not in YAML or not path.is_file():
         raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
-    return yaml.safe_load(path.read_text()) or {}
+    return yaml.load(path.read_text(), AsTyped) or {}
 
 
 def build_config(values: dict[str, Any]) -> Config:
     """A `Config` from nested values (of a profile or a run folder); raises ConfigError as `load_config` does."""
     if (system := values.get("system", "galip")) not in MODELS:
         raise ConfigError(f"unknown system {system!r}: one of {', '.join(MODELS)}")
-    for section in values.keys() - {"profile", "system"}:
-        for key in [f"{section}.{name}" for name in values[section]] if section in SECTIONS else [section]:
-            if key not in valid_keys(system):
-                raise _unknown(key, system)
     try:
-        return _config_of(system).model_validate(values)
+        return CONFIGS[system].model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'][:2]))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("; ".join(dict.fromkeys(problems))) from None
-
-
-@lru_cache
-def _config_of(system: str) -> type[Config]:
-    """`Config` with a system's own section `model`."""
-    return create_model("Config", __base__=Config, model=(MODELS[system], MODELS[system]()))
+        found = {".".join(map(str, one["loc"][:2])): one for one in error.errors()}
+        if extra := [key for key, one in found.items() if one["type"] == "extra_forbidden"]:
+            raise _unknown(extra[0], system) from None
+        said = [f"{key} = {one['input']!r}: {one['msg'].removeprefix('Value error, ')}" for key, one in found.items()]
+        raise ConfigError("; ".join(said)) from None
 
 
 def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, Any]]:
@@ -333,34 +358,12 @@ def changed(config: Config, base: Config | None = None) -> dict[str, tuple[Any, 
     return {key: (before.get(key), now) for key, now in config.flat().items() if before.get(key) != now}
 
 
-def _pairs(overrides: dict[str, Any] | list[str] | None) -> list[tuple[str, Any]]:
-    if isinstance(overrides, dict):
-        return list(overrides.items())
-    pairs = []
-    for text in overrides or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{text!r} is not of the form key=value, such as train.max_steps=100")
-        try:
-            found = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {key.strip()} can't be read: {error}") from None
-        with suppress(ValueError):
-            found = float(found) if isinstance(found, str) else found  # YAML 1.1 reads 1e-4 as a string
-        pairs.append((key.strip(), found))
-    return pairs
-
-
 def _unknown(key: str, system: str) -> ConfigError:
     """What to say of a key that isn't there."""
     if owners := [name for name in MODELS if key in valid_keys(name)]:
-        return ConfigError(
-            f"{key} is a setting of the system {' and '.join(owners)}, not of {system}: leave it out, or choose "
-            f"system={owners[0]}"
-        )
+        said = f"{key} is a setting of the system {' and '.join(owners)}, not of {system}"
+        return ConfigError(f"{said}: leave it out, or choose system={owners[0]}")
     valid, section = valid_keys(system), key.partition(".")[0]
-    near = difflib.get_close_matches(key, valid, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    sections = f"system, and those in {', '.join(SECTIONS)}"
-    shown = ", ".join(k for k in valid if k.startswith(section + "."))
-    return ConfigError(f"unknown key {key!r}{hint}; valid keys: {shown or sections}")
+    hint = "".join(f" (did you mean {near}?)" for near in difflib.get_close_matches(key, valid, n=1))
+    shown = ", ".join(k for k in valid if k.startswith(section + ".")) or f"system, and those in {', '.join(SECTIONS)}"
+    return ConfigError(f"unknown key {key!r}{hint}; valid keys: {shown}")

@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 
 from galiplib.checkpoints.store import recorded_config
@@ -65,6 +68,65 @@ def test_override_beats_profile_beats_default():
     assert load_config("mini").model.channels == 16  # the profile's, not the default's
     assert load_config("mini", {"train.lr_g": 1e-4}).train.lr_g == 1e-4
     assert load_config("mini", ["train.lr_g=1e-4"]).train.lr_g == 1e-4  # YAML 1.1 reads this as text
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.folder=photos #2", "photos #2"), ("data.folder=2024", "2024"), ("data.folder=yes", "yes"),
+        ("data.folder=a: b", "a: b"), ("data.folder=[x]", "[x]"), ("data.folder=a=b", "a=b"), ("data.folder=", None),
+        ("data.folder=null", "null"), ("data.folder=~/photos", "HOME/photos"), ("clip.name=1e3", "1e3"),
+        ("eval.inception=~/w 1.pt", "HOME/w 1.pt"), ("train.seed=0010", 10), ("train.max_steps=1e3", 1000),
+        ("train.lr_g=.5", 0.5), ("train.lr_g=5", 5.0), ("train.compile=True", True), ("train.compile=false", False),
+        ("clip.taps=[1, 2]", (1, 2)), ("clip.taps=1,2", (1, 2)), ("clip.taps=none", None), ("eval.images=all", "all"),
+        ("clip.prompt_layers=", None), ("eval.features=[judge, 'clip']", ("judge", "clip")), ("eval.metrics=[]", ()),
+        ("model.image_size=reference", "reference"), ("model.image_size=64", 64), ("model.projected=", ""),
+    ],
+)  # fmt: skip
+def test_a_value_is_what_was_typed(typed, value, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = typed.partition("=")[0]
+    found = load_config("mini", [typed]).flat()[key]
+    value = value.replace("HOME", str(tmp_path)) if isinstance(value, str) else value
+    assert found == value and type(found) is type(value)
+    path = tmp_path / "own.yaml"  # and so it is in a profile
+    section, _, name = key.partition(".")
+    text = typed.partition("=")[2]
+    path.write_text(f"{section}:\n  {name}: {json.dumps(text) if ':' in text or '[x]' in text else text}\n")
+    if text not in ("photos #2", "null", ""):  # a comment, and nothing, in YAML
+        assert load_config(str(path)).flat()[key] == value
+
+
+@pytest.mark.parametrize("text", ["1:30", "1_000", "0x10", "0o7", "1,000", "ten", "1.5", "\u0663", "none", "", "True"])
+def test_a_whole_number_is_a_plain_decimal(text):
+    with pytest.raises(ConfigError, match=r"train.max_steps = .*: right would be a whole number"):
+        load_config("mini", [f"train.max_steps={text}"])
+
+
+@pytest.mark.parametrize("text", [".inf", "inf", "-inf", "nan", "NaN", ".nan", "1e400", "1_0.5", "0x1p3", "yes"])
+def test_a_number_is_finite(text):
+    with pytest.raises(ConfigError, match=r"train.lr_g = .*: right would be a decimal number"):
+        load_config("mini", [f"train.lr_g={text}"])
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "1", "0", "y", "t", ""])
+def test_a_switch_is_true_or_false(text):
+    with pytest.raises(ConfigError, match="train.compile = .*: right would be true or false"):
+        load_config("mini", [f"train.compile={text}"])
+
+
+def test_values_of_python_are_of_their_types_too():
+    for key, value in (("data.folder", 2024), ("train.lr_g", math.inf), ("train.lr_g", math.nan), ("clip.taps", 3)):
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            load_config("mini", {key: value})
+
+
+def test_the_system_may_come_last():
+    assert load_config("mini", ["model.attention=false", "system=ratlip"]).model.attention is False
+    with pytest.raises(ConfigError, match="unknown key 'model.bogus'"):
+        load_config("mini", ["model.bogus=1", "system=ratlip"])
+    with pytest.raises(ConfigError, match="unknown key 'data'.*data.folder"):
+        load_config("mini", ["data=photos"])
 
 
 def test_changed_lists_differences():

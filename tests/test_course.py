@@ -87,14 +87,30 @@ def test_list(notebooks, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("60", 60), ("1e-4", 1e-4), ("true", True), ("[1, 2]", [1, 2]), ("a bird", "a bird")]
-)
-def test_values_are_yaml(text, value):
-    assert course.parse_value(text) == value
+    ("default", "text", "value"),
+    [
+        ("400", "60", 60), ("0.1", "1e-4", 1e-4), ("0", "0010", 10), ("1", "1e3", 1000), ("True", "false", False),
+        ("[1, 2]", "[3, 4]", [3, 4]), ("'a bird'", "a red bird #1: yes", "a red bird #1: yes"), ("'a'", "010", "010"),
+        ("None", "60", 60), ("None", "ViT-B/32", "ViT-B/32"), ("None", "None", None), ("None", "yes", "yes"),
+    ],
+)  # fmt: skip
+def test_values_are_of_the_parameters_type(default, text, value):
+    found = course.parse_value(text, {"inferred_type_name": "None", "default": default})
+    assert found == value and type(found) is type(value)
 
 
-def test_bad_yaml_is_rejected(notebooks, capsys):
-    assert "not a YAML value" in fails(capsys, ["run", "06", "-p", "lr", "[1"], notebooks)
+@pytest.mark.parametrize("text", ["[1", "1:30", "nan", ".inf", "1_0", "yes", "0x10", ""])
+def test_what_is_no_plain_number_is_refused(text, notebooks, capsys):
+    message = fails(capsys, ["run", "06", "-p", "lr", text], notebooks)
+    assert f"parameter 'lr' = {text!r}: right would be a decimal number" in message
+
+
+def test_an_annotation_says_more_than_none(tmp_path, capsys):
+    source = 'profile = "mini"\nout = "outputs"\nsteps: int = None\nfile: str = None'
+    write_notebook(tmp_path, "01_bare.ipynb", source, "x = 1")
+    assert "'steps' = 'many': right would be a whole number" in fails(capsys, ["run", "-p", "steps", "many"], tmp_path)
+    selected = list(course.find_notebooks(tmp_path).values())
+    assert course.check_values(selected, [("file", "2024"), ("steps", "none")]) == {"file": "2024", "steps": None}
 
 
 def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, monkeypatch):

@@ -24,7 +24,7 @@ RULES = {  # a wing's name means all its modules; each may import its own wing a
     6: {"build": "config files precision clip data systems system", "distributed": "config training"},
     7: {"checkpoints": "build systems system clip files config"},
     8: {"evaluation": BELOW, "sampling": BELOW},
-    9: {"runs": f"{BELOW} evaluation sampling", "course": "data.minibirds images",
+    9: {"runs": f"{BELOW} evaluation sampling", "course": "data.minibirds images config",
         "panel": f"{BELOW} evaluation sampling runs course", "cli": f"{BELOW} evaluation sampling runs panel course"},
 }  # fmt: skip
 

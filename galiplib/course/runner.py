@@ -4,6 +4,7 @@ Executed notebooks go to ``<out>/<profile>/notebooks/``, times and peak memory t
 """
 
 import argparse
+import ast
 import difflib
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
+from ..config import read_value
 
 try:
     import nbformat
@@ -91,26 +92,42 @@ def select(notebooks: dict[str, Notebook], numbers: list[str]) -> list[Notebook]
     return [notebooks[number] for number in wanted]
 
 
-def check_values(selected: list[Notebook], values: dict[str, Any]) -> None:
-    """Raises CourseError for a name that no selected notebook has: papermill itself would only warn."""
-    known = {name for notebook in selected for name in notebook.own}
-    for name in values:
+def check_values(selected: list[Notebook], typed: list[tuple[str, str]]) -> dict[str, Any]:
+    """Names and what was typed -> the values, of the types that the notebooks' parameters have.
+
+    Raises CourseError for a value that can't be one, or a name that no notebook has: papermill itself would only warn.
+    """
+    known, values = {name: notebook.parameters[name] for notebook in selected for name in notebook.own}, {}
+    for name, text in typed:
         if name in RUNNER_PARAMETERS:
             raise CourseError(f"parameter '{name}' is set with --{name}")
         if name not in known:
             hint = "".join(f" (did you mean '{close}'?)" for close in difflib.get_close_matches(name, known, n=1))
             valid = "\n".join(f"  {nb.path.stem}: {', '.join(nb.own) or '(none)'}" for nb in selected)
             raise CourseError(f"no selected notebook has a parameter '{name}'{hint}; they have\n{valid}")
+        try:
+            values[name] = parse_value(text, known[name])
+        except ValueError as error:
+            raise CourseError(f"parameter '{name}' = {text!r}: {error}") from None
+    return values
 
 
-def parse_value(text: str) -> Any:
-    """A value from the command line, read as YAML. Raises CourseError if it is not."""
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.1 takes 1e-4 for a string
-        return float(text)
+def parse_value(text: str, parameter: Mapping[str, str] | None = None) -> Any:
+    """What was typed -> a value of a notebook's parameter; raises ValueError as `config.read_value` does.
+
+    Its type is the annotated one or its default's; of a bare None, or unknown, it is a number if it looks like one.
+    """
+    parameter = {"inferred_type_name": "None", "default": "None", **(parameter or {})}
+    named = {"int": int, "float": float, "bool": bool, "str": str}.get(parameter["inferred_type_name"])
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CourseError(f"not a YAML value: {text!r}") from error
+        default = ast.literal_eval(parameter["default"])
+    except (ValueError, SyntaxError):  # no literal: nothing is known
+        default = None
+    if isinstance(default, list | tuple):
+        return list(read_value(text, tuple[type(default[0]) if default else str, ...]))
+    if default is None:
+        return None if text.strip() == "None" else read_value(text, named | None if named else int | float | str | None)
+    return read_value(text, float if isinstance(default, float) else named or type(default))
 
 
 def prepare(notebooks: Path, record: Path) -> dict[str, Any]:
@@ -247,7 +264,7 @@ def main(argv: list[str] | None = None, folder: Path = NOTEBOOKS) -> int:
             print_list(notebooks)
             return 0
         selected = select(notebooks, DEMO if args.command == "demo" else args.numbers)
-        check_values(selected, values := {name: parse_value(text) for name, text in args.values})
+        values = check_values(selected, args.values)
         folder = args.out.absolute() / Path(args.profile).stem.replace(":", "-")  # as a configuration's `folder`
         run_course(selected, folder, {"profile": args.profile, "out": str(args.out.absolute()), **values})
         if args.command == "demo":
