@@ -22,9 +22,8 @@ def draw(config: TrainConfig, batch: int, random: torch.Generator) -> dict[str, 
     if not (config.shift or config.colour or config.cutout):
         return {}
     offsets = torch.randint(-config.shift, config.shift + 1, (2, batch, 2), generator=random)
-    colour = torch.tensor([0.0, 1.0, 1.0]) + config.colour * (
-        (torch.rand(2, batch, 3, generator=random) - 0.5) * torch.tensor([1.0, 2.0, 1.0])
-    )
+    spread = (torch.rand(2, batch, 3, generator=random) - 0.5) * torch.tensor([1.0, 2.0, 1.0])
+    colour = torch.tensor([0.0, 1.0, 1.0]) + config.colour * spread
     cutout = torch.rand(2, batch, 2, generator=random)
     real, generated = torch.cat([offsets.to(colour), colour, cutout], dim=2)  # (B, 7) both
     return {"real": real, "generated": generated}
@@ -35,13 +34,9 @@ def augment(images: Tensor, drawn: Tensor | None, config: TrainConfig) -> Tensor
     if drawn is None:
         return images
     offsets, colour, cutout = drawn.split([2, 3, 2], dim=1)
-    if config.colour:
-        images = change_colour(images, colour.to(images))
-    if config.shift:
-        images = shift(images, offsets.long())
-    if config.cutout:
-        images = cut_out(images, cutout.to(images), config.cutout)
-    return images
+    images = change_colour(images, colour.to(images)) if config.colour else images
+    images = shift(images, offsets.long()) if config.shift else images
+    return cut_out(images, cutout.to(images), config.cutout) if config.cutout else images
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:

@@ -18,18 +18,18 @@ SLOPE = 0.2  # of every LeakyReLU in generators and discriminators
 MakeConv = Callable[[int, int], nn.Module]  # channels in, channels out -> a 3x3 convolution
 
 
-def mlp(condition_dim: int, channels: int) -> nn.Sequential:
+def mlp(condition_dim: int, channels: int, hidden: int) -> nn.Sequential:
     """Condition (B, C) -> one value per channel (B, channels)."""
-    return nn.Sequential(nn.Linear(condition_dim, channels), nn.ReLU(), nn.Linear(channels, channels))
+    return nn.Sequential(nn.Linear(condition_dim, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
 
 class Affine(nn.Module):
     """Scale and shift every channel by what the condition says; starts as the identity (DF-GAN, CVPR 2022)."""
 
-    def __init__(self, condition_dim: int, channels: int) -> None:
+    def __init__(self, condition_dim: int, channels: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.gamma = mlp(condition_dim, channels)
-        self.beta = mlp(condition_dim, channels)
+        self.gamma = mlp(condition_dim, channels, hidden or channels)
+        self.beta = mlp(condition_dim, channels, hidden or channels)
         for branch, start in ((self.gamma, 1.0), (self.beta, 0.0)):
             last = cast(nn.Linear, branch[-1])
             nn.init.zeros_(last.weight)
@@ -139,7 +139,7 @@ class GeneratorBlock(nn.Module):
         return self._upsample(self.shortcut(x), self.mode) + self.conv2(self.fuse2(residual, second))
 
 
-def block_channels(channels: int, blocks: int) -> list[tuple[int, int]]:
-    """(in, out) channels of every generator block: halving towards `channels`, at most 8 x `channels`."""
-    widths = [channels * min(2**step, 8) for step in range(blocks, -1, -1)]
+def block_channels(channels: int, blocks: int, most: int = 8) -> list[tuple[int, int]]:
+    """(in, out) channels of every generator block: halving towards `channels`, at most `most` x `channels`."""
+    widths = [channels * min(2**step, most) for step in range(blocks, -1, -1)]
     return list(zip(widths[:-1], widths[1:], strict=True))

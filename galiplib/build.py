@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .clip.bridge import CLIP, ClipBridge
@@ -16,7 +18,7 @@ from .data.batches import Source
 from .data.datasets import Dataset, dataset
 from .data.shard_writing import PER_SHARD, write_shards
 from .data.shards import Shards, open_shards
-from .system import System, TextToImage
+from .system import System, Text, TextToImage
 from .systems import system_class
 
 
@@ -48,6 +50,15 @@ def make_system(bridge: ClipBridge, config: Config) -> System:
 def make_generator(bridge: ClipBridge, config: Config) -> TextToImage:
     """The untrained generator of a configuration alone."""
     return system_class(config.system).make_generator(bridge, config.model)
+
+
+def text_of(bridge: ClipBridge, tokens: Tensor, wants: Collection[str] = ()) -> Text:
+    """Token ids (B, context) -> all that a generator `wants` of captions, on the bridge's device."""
+    tokens = tokens.to(bridge.pixel_mean.device)
+    if "words" not in wants:
+        return Text(bridge.encode_text(tokens).float())
+    sentence, words = bridge.encode_words(tokens)
+    return Text(sentence.float(), words.float(), ~words.any(2))
 
 
 def with_own_clip(config: Config, folder: Path) -> Config:

@@ -165,6 +165,41 @@ class DfganConfig(ModelConfig):
     channels: int = Field(32, ge=1, description="nf: channels next to the picture, in both networks")
 
 
+class RatganConfig(ModelConfig):
+    """RAT-GAN's generator and discriminator."""
+
+    state_dim: int = Field(256, ge=1, description="width of the recurrent cell, and inside the affines")
+    affines: Literal[4, 6] = Field(4, description="affines of a block; 6: the published model for flowers")
+    recurrent: bool = Field(True, description="a cell carries the caption from affine to affine; false: DF-GAN of 2020")
+    attention: bool = Field(False, description="the discriminator weighs places by the caption: the files of 2022")
+    reference: bool = Field(False, description="as published: the last picture of a batch meets no other's caption")
+
+
+class AttnganConfig(ModelConfig):
+    """AttnGAN's generator and discriminators."""
+
+    channels: int = Field(32, ge=1, description="GF_DIM: channels of the generator's maps with words")
+    disc_channels: int = Field(64, ge=1, description="DF_DIM: channels behind a discriminator's first convolution")
+    residual_blocks: int = Field(2, ge=0, description="R_NUM: residual blocks behind each attention; COCO: 3")
+    one_picture: bool = Field(False, description="one size, one discriminator without unconditional logit: AttnDCGAN")
+    damsm_weight: float = Field(5.0, ge=0, description="lambda: weight of the DAMSM losses; COCO: 50")
+    reference: bool = Field(False, description="as published: attention with the masks of other captions")
+
+
+class LafiteConfig(ModelConfig):
+    """LAFITE's generator and discriminator."""
+
+    channels: int = Field(128, ge=1, description="channels of the largest maps, in both networks")
+    most_channels: int = Field(512, ge=1, description="channels of the smallest maps")
+    noise_dim: int = Field(512, ge=1, description="length of z and of w")
+    itd: float = Field(10.0, ge=0, description="weight of the contrast of captions with discriminator's features")
+    itc: float = Field(10.0, ge=0, description="weight of the contrast of captions with CLIP's embeddings")
+    from_pictures: float = Field(0.0, ge=0, le=1, description="share of pictures whose own embedding is the caption")
+    r1_weight: float = Field(10.0, ge=0, description="gamma of R1, every 16 steps")
+    path_weight: float = Field(2.0, ge=0, description="weight of the path length, every 4 steps")
+    reference: bool = Field(False, description="as published: one sum over the batch in all logits, an exp too many")
+
+
 # the systems by name -> their section `model`
 MODELS: dict[str, type[ModelConfig]] = {
     "galip": GalipConfig,

@@ -38,8 +38,7 @@ def matching_aware_penalty(
 ) -> Tensor:
     """MA-GP (DF-GAN, CVPR 2022, eq. 2): `gradient_penalty` of `logit_of(features, sentence)`, real, matching pairs.
 
-    Computed in fp32 whatever the precision around it: in fp16 the power of six ends at a norm of about six, and its
-    scaled gradient, on the way back through fp16 layers, much earlier (notebook 10).
+    Computed in fp32 whatever the precision around it: in fp16 the power of six ends at a norm of six (notebook 10).
     """
     features, sentence = as_leaf(features), as_leaf(sentence)
     with torch.autocast(device_type=features.device.type, enabled=False):
@@ -61,8 +60,7 @@ def gradient_penalty(logits: Tensor, features: Tensor, sentence: Tensor, weight:
 def beyond_range(images: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) -> how far their values lie beyond [-1, 1], a scalar: mean of max(0, |value| - 1).
 
-    Nothing else bounds them: CLIP's first layer norm hides their size from discriminator and CLIP similarity, so that
-    a generator can drift to 1e20 unnoticed, and to infinity in half precision (notebook 10).
+    Nothing else bounds them: CLIP's first layer norm hides their size from the other losses (notebook 10).
     """
     return F.relu(images.abs() - 1).float().mean()
 

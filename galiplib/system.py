@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, ConfigError
 
 Noise = dict[str, Tensor]  # all that is random in a step, by name; entry i belongs to picture i
 Role = Literal["discriminator", "generator"]
@@ -26,7 +26,7 @@ class Text:
     """What captions say to a system; entry i belongs to picture i, and what a system does not want is None."""
 
     sentence: Tensor  # (B, E), what generator and discriminator are conditioned on
-    words: Tensor | None = None  # (B, L, E), zeros behind a caption's end
+    words: Tensor | None = None  # (B, L, W), zeros behind a caption's end
     mask: Tensor | None = None  # (B, L), True there
     picture: Tensor | None = None  # (B, E), the real picture's embedding
     classes: Tensor | None = None  # (B,), pictures of one class are no negatives of each other
@@ -114,6 +114,7 @@ class TextToImage(nn.Module):
     The CLIP that reads its captions, behind its bridge, is the caller's and frozen: no part of the state dict.
     """
 
+    wants: ClassVar[frozenset[str]] = frozenset()  # {"words"} if `picture_of` needs them of a text
     noise_dim: int  # Z
     image_size: int  # side of its pictures in pixels
     late_blocks: int = 0  # of which the last ones take another condition: `forward(noise, sentence, late, late_from)`
@@ -138,6 +139,7 @@ class System(nn.Module, ABC):
     """
 
     wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
+    whole_batch: ClassVar[bool] = False  # a loss compares all of a batch: it can't go through in parts
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
     generator: TextToImage
     ema: TextToImage  # the generator's average, which is sampled, measured and exported
@@ -146,6 +148,8 @@ class System(nn.Module, ABC):
         super().__init__()
         self._bridge = (bridge,)  # in a tuple, so that CLIP is no part of this module's state
         self.config = config.train
+        if self.whole_batch and config.train.accumulate > 1:
+            raise ConfigError(f"train.accumulate must be 1: a loss of {config.system} compares the whole batch")
 
     @classmethod
     @abstractmethod
@@ -162,10 +166,7 @@ class System(nn.Module, ABC):
         """The updates of a step, in order."""
 
     def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
-        """What a step's generator starts from, on the CPU; `random`: purpose -> its random numbers, 2 is the noise.
-
-        Beside it stand the augmentations' rows (`augmentation.draw`), "real" and "generated".
-        """
+        """All that is random in a step, on the CPU; `random`: purpose -> its numbers, 2: noise, 3: augmentation."""
         return {"z": torch.randn(size, self.generator.noise_dim, generator=random(2))}
 
     def averaged(self) -> TextToImage:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import augmentation
 from .config import TrainConfig
 from .system import Batch, Role, Step, System, Text
 
@@ -96,9 +95,8 @@ def train_step(
 ) -> StepReport:
     """One step on this process's entries of a batch: the system's phases in turn, each an update of one role.
 
-    With `config.accumulate` above 1 the batch goes through in as many parts, one after the other, and the gradients
-    add up to those of the whole: the step of a large batch in the memory of a small one, for a second forward pass.
-    With batch norm it is not quite that: it knows the parts only, and sees each twice.
+    With `config.accumulate` above 1 the batch goes through in as many parts, whose gradients add up to those of the
+    whole, for a second forward pass; but for batch norm, which knows the parts only, and sees each twice.
     A loss or gradient that is not finite leaves the networks that it was meant for as they are (recipe stable).
     """
     workers = workers or Worker()
@@ -165,10 +163,10 @@ def train(
     `attempt` (how often the run has gone back) changes everything random: another order of the data, other noise.
     """
     seed, size = config.seed + ATTEMPT * attempt, config.batch_size
+    batch_of = partial(data.batch, wants=system.wants) if system.wants else data.batch
     own = (workers or Worker()).part(size)
     for step in range(start + 1, config.max_steps + 1):
-        images, sentence = data.batch(step, size, seed, own)
+        images, *text = batch_of(step, size, seed, own)
         noise = system.draw(size, partial(random_of, seed, step=step))
-        noise |= augmentation.draw(config, size, random_of(seed, 3, step))
-        batch = Batch(images, Text(sentence), noise).share(own, images)
+        batch = Batch(images, Text(*text), noise).share(own, images)
         yield train_step(system, optimizers, batch, config, step, workers)

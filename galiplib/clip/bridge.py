@@ -79,21 +79,16 @@ class ClipBridge(nn.Module):
         taps: 0-based blocks whose output the discriminator sees; by default GALIP's, scaled to the depth.
         prompt_layers: number of blocks with a prompt token in the mapper; by default GALIP's, scaled.
 
-    Raises:
-        ValueError: for a CLIP without a vision transformer, an unknown convention, taps or prompts outside the model.
+    Raises ValueError for a CLIP without a vision transformer, an unknown convention, taps or prompts outside the model.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
-        self,
-        model: CLIP,
-        convention: str = "clip",
-        taps: Sequence[int] | None = None,
-        prompt_layers: int | None = None,
-        trainable: bool = False,
-    ) -> None:
+        self, model: CLIP, convention: str = "clip", taps: Sequence[int] | None = None,
+        prompt_layers: int | None = None, trainable: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if not hasattr(model.visual, "transformer"):
             raise ValueError("GALIP needs a CLIP with a vision transformer (ViT-...); this one has a ResNet")
@@ -108,7 +103,7 @@ class ClipBridge(nn.Module):
         self.image_size = visual.input_resolution
         self.patch_size = visual.conv1.kernel_size[0]
         self.grid = self.image_size // self.patch_size
-        self.embed_dim = visual.output_dim
+        self.embed_dim, self.word_dim = visual.output_dim, model.ln_final.normalized_shape[0]
         self.context_length = model.context_length
         self.taps = tuple(default_taps(self.layers) if taps is None else taps)
         if list(self.taps) != sorted(set(self.taps)) or not self.taps:
@@ -142,10 +137,7 @@ class ClipBridge(nn.Module):
         """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
 
         A small CLIP knows only the words of its own data set (`model.vocabulary`, sorted BPE ids): others are left
-        out, with one warning that names them.
-
-        Raises:
-            ValueError: for an empty caption, or one none of whose words this CLIP knows.
+        out, with one warning that names them. Raises ValueError for an empty caption, or one of unknown words only.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if empty := [index for index, text in enumerate(captions) if not text.strip()]:
@@ -176,9 +168,10 @@ class ClipBridge(nn.Module):
         return bpe_tokenizer().decode(pieces[self.context_length - 2 :])
 
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, text width).
+        """Token ids (B, context) -> sentence embeddings (B, embed) and word features (B, length, word_dim).
 
-        Positions behind the longest caption of the batch are not computed: the causal mask hides them from the rest.
+        These are the last layer's, from begin mark to end mark, not projected, and 0 behind a caption's end. Positions
+        behind the longest caption's are not computed: the causal mask hides them from the rest.
         """
         self._need_whole("captions")
         model = self.model
@@ -189,7 +182,8 @@ class ClipBridge(nn.Module):
         for block in model.transformer.resblocks:
             x = run_block(block, x)
         words = model.ln_final(x)  # (B, L, D)
-        return words[torch.arange(len(tokens), device=tokens.device), ends] @ model.text_projection, words
+        sentence = words[torch.arange(len(tokens), device=tokens.device), ends] @ model.text_projection  # (B, E)
+        return sentence, words * (torch.arange(length, device=tokens.device) <= ends[:, None])[:, :, None]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (B, context) -> sentence embeddings (B, embed), not normalised."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..images import to_images
 from . import DataError
-from .embeddings import DEFAULT_FOLDER, Progress, Table, TextEncoder, digest_of, sentence_embeddings, unique_captions
+from .embeddings import (
+    DEFAULT_FOLDER,
+    Progress,
+    Table,
+    TextEncoder,
+    digest_of,
+    encode_words,
+    sentence_embeddings,
+    unique_captions,
+)  # fmt: skip
 
 Pixels = tuple[np.ndarray, np.ndarray]  # pictures (B, S, S, 3) uint8, and the rows (B,) that they show
 DRAWS = 3  # random numbers that a picture takes: where it is cropped, across and down, and whether it is flipped
@@ -28,6 +36,8 @@ class Captions(Protocol):
 
     @property
     def digest(self) -> str: ...  # a hash of all captions
+    @property
+    def texts(self) -> Sequence[str]: ...  # by place
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> their places (B,)."""
@@ -49,6 +59,10 @@ class Source:
     def rows(self, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
         """The rows at places `start` up to `stop` of an epoch, each of which is a new permutation."""
         return _permutation(len(self), seed, epoch)[start:stop]
+
+    def classes(self, rows: np.ndarray) -> np.ndarray:
+        """Row numbers (B,) -> numbers (B,), equal where pictures are of one class; here each is of its own."""
+        return rows
 
     def embedded(
         self, bridge: TextEncoder, name: str | None, folder: str | Path, progress: Progress
@@ -90,17 +104,17 @@ class BatchReader(Dataset):
     seed: int  # of the order of the rows, crops, flips and captions
     part: slice  # the pictures of it that are read
 
-    def read(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures of the part (b, S, S, 3) uint8; embeddings of the whole batch's captions (B, E)."""
+    def read(self, step: int) -> tuple[np.ndarray, ...]:
+        """Pictures of the part (b, S, S, 3) uint8; the whole batch's embeddings (B, E), captions' places, rows (B,)."""
         epoch, place = divmod(step - 1, len(self.source) // self.size)
         start = place * self.size
         rows = self.source.rows(self.seed, epoch, start, start + self.size).copy()
         bits = np.random.PCG64((self.seed, 4, step)).advance(DRAWS * self.part.start)  # past the pictures before
         pixels, rows[self.part] = self.source.pixels(rows[self.part], np.random.Generator(bits))
         places = self.captions.draw(rows, np.random.default_rng((self.seed, 1, step)))
-        return pixels, np.asarray(self.sentences[places])
+        return pixels, np.asarray(self.sentences[places]), places, rows
 
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray] | DataError:
+    def __getitem__(self, step: int) -> tuple[np.ndarray, ...] | DataError:
         """The same in a worker process, where an error is handed over, not raised: it would come as a traceback."""
         try:
             return self.read(step)
@@ -135,7 +149,7 @@ class TrainingData:
         self, bridge: TextEncoder, source: Source, name: str | None = None, folder: str | Path = DEFAULT_FOLDER,
         progress: Progress = iter, workers: int = 0,
     ) -> None:  # fmt: skip
-        self.device = bridge.pixel_mean.device
+        self.bridge, self.device = bridge, bridge.pixel_mean.device
         self.source, self.workers = source, workers
         self._next: tuple[int, BatchReader, Iterator] | None = None  # what the workers are at
         self.captions, self.sentences = source.embedded(bridge, name, folder, progress)
@@ -144,23 +158,42 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, step: int, size: int, seed: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, step: int, size: int, seed: int, part: slice | None = None, wants: Collection[str] = ()
+    ) -> tuple[Any, ...]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
 
         Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do. Of a training
         in several processes, `part` are the pictures that this one wants: `slice(first, last)`; the embeddings are the
         whole batch's all the same, for the mismatched captions.
 
+        If more is wanted, of "words", "picture", "classes", all fields of a `system.Text` follow the pictures in their
+        order, None where not wanted: words go through the text encoder anew each time (CUB's alone would fill 20 GB),
+        pictures through CLIP as they are cropped, those outside of `part` left 0.
+
         Raises ValueError if the batch is larger than the data set; DataError if shards can't be read, or no picture at
         all can be decoded.
         """
         if size > len(self):
             raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
-        reader = BatchReader(self.source, self.captions, self.sentences, size, seed, part or slice(0, size))
-        pixels, sentences = self._from_workers(reader, step) if self.workers else reader.read(step)
-        return to_images(pixels).to(self.device), torch.from_numpy(sentences).to(self.device)
+        part = part or slice(0, size)
+        reader = BatchReader(self.source, self.captions, self.sentences, size, seed, part)
+        pixels, sentences, places, rows = self._from_workers(reader, step) if self.workers else reader.read(step)
+        images, sentence = to_images(pixels).to(self.device), torch.from_numpy(sentences).to(self.device)
+        if not wants:
+            return images, sentence
+        words = mask = picture = classes = None
+        with torch.no_grad():
+            if "words" in wants:
+                words, mask = encode_words(self.bridge, [self.captions.texts[place] for place in places])
+            if "picture" in wants:
+                picture = torch.zeros_like(sentence)
+                picture[part] = self.bridge.encode_image(images)[1].to(picture)
+        if "classes" in wants:
+            classes = torch.from_numpy(self.source.classes(rows)).to(self.device)
+        return images, sentence, words, mask, picture, classes
 
-    def _from_workers(self, reader: BatchReader, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _from_workers(self, reader: BatchReader, step: int) -> tuple[np.ndarray, ...]:
         if self._next and self._next[0] == step and vars(self._next[1]) == vars(reader):
             batches = self._next[2]
         else:

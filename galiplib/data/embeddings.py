@@ -34,6 +34,8 @@ class TextEncoder(Protocol):
 
     def tokenize(self, captions: Sequence[str]) -> Tensor: ...
     def encode_text(self, tokens: Tensor) -> Tensor: ...
+    def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]: ...
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def unique_captions(captions: Iterable[Sequence[str]]) -> list[str]:
@@ -111,6 +113,12 @@ def _write(bridge: TextEncoder, captions: Sequence[str], path: Path, progress: P
 def _encode(bridge: TextEncoder, captions: Sequence[str]) -> np.ndarray:
     tokens = bridge.tokenize(captions).to(bridge.pixel_mean.device)
     return bridge.encode_text(tokens).float().cpu().numpy()
+
+
+def encode_words(bridge: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """B captions -> their words (B, L, W) in fp32, zeros behind a caption's end, and (B, L), True there."""
+    words = bridge.encode_words(bridge.tokenize(captions).to(bridge.pixel_mean.device))[1].float()
+    return words, ~words.any(2)
 
 
 def _text_encoder(bridge: TextEncoder) -> str:

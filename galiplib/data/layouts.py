@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,13 @@ def expected(name: str) -> str:
 
 
 class _ListUnpickler(pickle.Unpickler):
-    """Reads lists of strings and refuses everything that could run code."""
+    """Reads lists of plain values and refuses everything that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise DataError(f"holds more than a list of strings ({module}.{name}): refused, for it could run any program")
+        found = f"{module}.{name}"
+        raise DataError(
+            f"holds more than a list of strings or numbers ({found}): refused, for it could run any program"
+        )
 
 
 def read_keys(path: Path) -> list[str]:
@@ -152,16 +155,34 @@ def read_keys(path: Path) -> list[str]:
 
     Raises DataError for a damaged file, and for one that holds anything but a list of strings; none of it is run.
     """
+    keys = _read_list(path, (str, bytes), "strings: it must list the keys of the split's pictures")
+    return [(_decoded(key) if isinstance(key, bytes) else key).strip() for key in keys]
+
+
+def read_classes(name: str, folder: Path, split: str) -> Callable[[str], Any]:
+    """Key -> its class, by `class_info.pickle`, a number for each of the listed keys, or CUB's folders; else None.
+
+    Raises DataError as `read_keys` does.
+    """
+    path = folder / split / "class_info.pickle"
+    if path.is_file():
+        numbers = _read_list(path, (int,), "whole numbers: it must list the classes of the split's pictures")
+        return dict(zip(read_keys(path.with_name("filenames.pickle")), numbers, strict=False)).get
+    boxes = name in LAYOUTS and LAYOUTS[name].boxes
+    return lambda key: key.rpartition("/")[0] or None if boxes else None
+
+
+def _read_list(path: Path, kinds: tuple[type, ...], what: str) -> list[Any]:
     try:
         with path.open("rb") as stream:
-            keys = _ListUnpickler(stream, encoding="bytes").load()
+            found = _ListUnpickler(stream, encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{path} is no readable pickle ({error}): get it once more") from None
-    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, (str, bytes)) for key in keys):
-        raise DataError(f"{path} holds no list of strings: it must list the keys of the split's pictures")
-    return [(_decoded(key) if isinstance(key, bytes) else key).strip() for key in keys]
+    if not isinstance(found, (list, tuple)) or not all(isinstance(each, kinds) for each in found):
+        raise DataError(f"{path} holds no list of {what}")
+    return list(found)
 
 
 def _decoded(key: bytes) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from . import BadRow, DataError
 from .batches import Pixels, Source
 from .decoding import read_bytes, read_image, square_around
 from .index import Index, Item, Rows
+from .layouts import read_classes
 
 KEEP_BYTES = 2**30  # a split that fits is decoded once: every later epoch then costs no decoding
 
@@ -49,6 +51,7 @@ class Photos(Source):
         self.cut: list[str] = []  # keys with a caption of more tokens than CLIP reads, once a caption
         self._bad_rows: dict[int, BadRow] = {}
         self._kept: dict[int, np.ndarray] = {}
+        self._classes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -93,6 +96,16 @@ class Photos(Source):
             crop = picture[top : top + side, left : left + side]
             batch[place] = crop[:, ::-1] if flip > 0.5 else crop
         return batch, np.array([row for row, _ in found], dtype=np.int64)
+
+    def classes(self, rows: np.ndarray) -> np.ndarray:
+        """Row numbers (B,) -> numbers (B,), equal where pictures are of one class by `layouts.read_classes`."""
+        if self._classes is None:
+            class_of = read_classes(self.name, self.folder, self.split)
+            first: dict[Any, int] = {}  # class -> the first row of it
+            known = (class_of(item.key) for item in self.items)
+            numbers = [row if each is None else first.setdefault(each, row) for row, each in enumerate(known)]
+            self._classes = np.array(numbers)
+        return self._classes[rows]
 
     def _readable(self, row: int) -> tuple[int, np.ndarray]:
         """The first row from `row` on that can be decoded, and its resized picture (h, w, 3)."""

@@ -82,6 +82,10 @@ class Shards(Photos):
         """A hash of all captions of the index."""
         return self.index.digest
 
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.index.texts
+
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> places among all captions of the index (B,)."""
         first, count = self.index.spans(self.first + rows)

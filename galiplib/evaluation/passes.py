@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..build import text_of
 from ..clip.bridge import ClipBridge
 from ..data import BadRow, DataError
 from ..data.batches import Source
@@ -59,8 +60,9 @@ def drawn_pictures(
     """What a generator draws of captions; the noise of picture i is that of number `start` + i."""
 
     def get(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        text = embed_captions(bridge, [captions[number] for number in numbers.tolist()])
-        return draw(generator, text, (numbers + start).tolist(), seed), text.cpu()
+        tokens = bridge.tokenize([captions[number] for number in numbers.tolist()])
+        text = text_of(bridge, tokens, generator.wants)
+        return draw(generator, text, (numbers + start).tolist(), seed), text.sentence.cpu()
 
     return Pictures(title, len(captions), get, captions)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..build import text_of
 from ..clip.bridge import ClipBridge
 from ..images import EvaluationError, to_range
 from ..system import Text, TextToImage
@@ -83,10 +84,10 @@ def noise_of_pictures(indices: Iterable[int], noise_dim: int, seed: int) -> Tens
     return torch.stack([torch.randn(noise_dim, generator=rng) for rng in own])
 
 
-def draw(generator: TextToImage, sentence: Tensor, indices: Sequence[int], seed: int) -> Tensor:
-    """Embeddings (B, E), picture numbers -> pictures (B, 3, H, W) in [-1, 1]; raises as `to_range` does."""
-    noise = noise_of_pictures(indices, generator.noise_dim, seed).to(sentence.device)  # (B, Z)
-    return to_range(generator.picture_of(noise, Text(sentence)), numbers=indices)
+def draw(generator: TextToImage, text: Text, indices: Sequence[int], seed: int) -> Tensor:
+    """Captions, picture numbers -> pictures (B, 3, H, W) in [-1, 1]; raises as `to_range` does."""
+    noise = noise_of_pictures(indices, generator.noise_dim, seed).to(text.sentence.device)  # (B, Z)
+    return to_range(generator.picture_of(noise, text), numbers=indices)
 
 
 def embed_captions(bridge: ClipBridge, captions: Sequence[str]) -> Tensor:
@@ -110,5 +111,6 @@ def generate(
         for start in progress(range(0, len(captions), batch_size)):
             texts = captions[start : start + batch_size]
             numbers = range(start, start + len(texts))
-            parts.append(draw(generator, embed_captions(bridge, texts), numbers, seed).cpu())
+            text = text_of(bridge, bridge.tokenize(texts), generator.wants)
+            parts.append(draw(generator, text, numbers, seed).cpu())
     return torch.cat(parts)

@@ -25,7 +25,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 from tqdm import tqdm
 
 from ..build import (
@@ -73,12 +72,12 @@ class _Reader:
         self.data, self.workers, self.signals, self.max_steps = data, workers, signals, max_steps
         self.whole = False
 
-    def batch(self, step: int, size: int, seed: int, part: slice) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, size: int, seed: int, part: slice, **wants: Any) -> tuple[Any, ...]:
         """As `TrainingData.batch`; also raises Stopped."""
         asked, problem = self.signals.number, None
         try:
             if asked is None:
-                found = self.data.batch(step, size, seed, part)
+                found = self.data.batch(step, size, seed, part, **wants)
         except Exception as error:
             problem = error
         number = self.workers.any(FAILED if problem else asked)  # beside the gradients, all that a step waits for

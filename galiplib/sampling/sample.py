@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from ..build import text_of
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP, ClipBridge
 from ..images import check_finite, to_uint8
@@ -133,10 +135,10 @@ def rank(
 @torch.inference_mode()
 def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
     """The pictures whose CLIP embeddings have the largest cosines with their sentences', best first."""
-    sentence_of, scores = _reader(bridge, made.recipes), []
+    read, scores = _reader(bridge, made.recipes), []
     for image, recipe in zip(made.images, made.recipes, strict=True):
         embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1][0].float()  # (E,)
-        scores.append(F.cosine_similarity(embedding, _mixed(sentence_of, recipe).float(), dim=0).item())
+        scores.append(F.cosine_similarity(embedding, _mixed(read, recipe).sentence[0].float(), dim=0).item())
     best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
     return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
 
@@ -176,16 +178,16 @@ def draw(
         raise ValueError("this generator has no late blocks that could get another caption")
     if latest > blocks:
         raise ValueError(f"late_from must lie between 0 and {blocks}, the number of generator blocks, not {latest}")
-    sentence_of = _reader(bridge, recipes)
+    read = _reader(bridge, recipes, generator.wants)
     for part in _batches(recipes, batch_size):
         with torch.inference_mode():
             noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
-            sentence = torch.stack([_mixed(sentence_of, recipe) for recipe in part]).to(weight)  # (B, E)
+            text = _together([_mixed(read, recipe) for recipe in part], weight)
             if part[0].late:
-                late = torch.stack([sentence_of(recipe.late) for recipe in part]).to(weight)  # (B, E)
-                images = generator(noise, sentence, (noise, late), part[0].late_from)
+                late = _together([read(recipe.late) for recipe in part], weight).sentence  # (B, E)
+                images = generator(noise, text.sentence, (noise, late), part[0].late_from)
             else:
-                images = generator.picture_of(noise, Text(sentence))
+                images = generator.picture_of(noise, text)
             images = images.float().cpu()
         check_finite(images)
         yield images.clamp(-1, 1)
@@ -199,8 +201,8 @@ def _batches(recipes: Sequence[Recipe], batch_size: int) -> Iterator[list[Recipe
             yield waiting[start : start + batch_size]
 
 
-def _reader(bridge: ClipBridge, recipes: Iterable[Recipe]) -> Callable[[str], Tensor]:
-    """Caption -> sentence embedding (E,), each encoded once and alone; all are checked here, before anything is drawn.
+def _reader(bridge: ClipBridge, recipes: Iterable[Recipe], wants: Collection[str] = ()) -> Callable[[str], Text]:
+    """Caption -> what is wanted of it, each encoded once and alone; all are checked here, before anything is drawn.
 
     Warns of words that are not read.
     """
@@ -211,13 +213,30 @@ def _reader(bridge: ClipBridge, recipes: Iterable[Recipe]) -> Callable[[str], Te
             shown = unread if len(unread) <= 60 else f"{unread[:60]}…"
             warnings.warn(f"the caption is {room}; left out: {shown}", stacklevel=2)
         tokens[text] = bridge.tokenize(text)
-    return cache(lambda text: bridge.encode_text(tokens[text].to(bridge.pixel_mean.device))[0])
+    return cache(lambda text: text_of(bridge, tokens[text], wants))
 
 
-def _mixed(sentence_of: Callable[[str], Tensor], recipe: Recipe) -> Tensor:
-    """The sentence (E,) of a recipe."""
-    first = sentence_of(recipe.caption)  # (E,)
-    return torch.lerp(first, sentence_of(recipe.towards), recipe.share) if recipe.share else first
+def _mixed(read: Callable[[str], Text], recipe: Recipe) -> Text:
+    """The text of a recipe, of one row: between two captions also the words are mixed, place by place."""
+    if recipe.share in (0, 1):
+        return read(recipe.towards if recipe.share else recipe.caption)
+    first = read(recipe.caption).sentence
+    both = _together([read(recipe.caption), read(recipe.towards)], first)
+    sentence = torch.lerp(both.sentence[:1], both.sentence[1:], recipe.share)
+    if both.words is None or both.mask is None:
+        return Text(sentence)
+    return Text(sentence, torch.lerp(both.words[:1], both.words[1:], recipe.share), both.mask.all(0, keepdim=True))
+
+
+def _together(texts: Sequence[Text], like: Tensor) -> Text:
+    """Texts as one, in the type and on the device of `like`, shorter ones filled up behind their ends."""
+    sentence = torch.cat([text.sentence for text in texts]).to(like)
+    words = [text.words[0] for text in texts if text.words is not None]
+    masks = [text.mask[0] for text in texts if text.mask is not None]
+    if not words:
+        return Text(sentence)
+    mask = pad_sequence(masks, batch_first=True, padding_value=True).to(like.device)
+    return Text(sentence, pad_sequence(words, batch_first=True).to(like), mask)
 
 
 # ---------------------------------------------------------------- a picture made again

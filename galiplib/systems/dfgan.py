@@ -6,7 +6,7 @@ Shapes: B pictures of H x W pixels, E sentence width, Z noise length, nf `model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from ..clip.bridge import ClipBridge
 from ..config import Config, ConfigError, ModelConfig
 from ..losses import as_leaf, gradient_penalty, matching_losses
 from ..precision import autocast
-from ..system import Batch, Losses, Phase, Step, System, TextToImage
+from ..system import Batch, Losses, Noise, Phase, Step, System, TextToImage
 
 
 def geometry(config: ModelConfig) -> tuple[list[int], list[tuple[int, int]]]:
@@ -153,6 +153,9 @@ class DFGAN(System):
     def phases(self) -> Sequence[Phase]:
         losses_d, losses_g = self.discriminator_losses, self.generator_losses
         return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
+
+    def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
+        return super().draw(size, random) | augmentation.draw(self.config, size, random(3))
 
     def judge(self, images: Tensor, sentence: Tensor) -> Tensor:
         """(B, 3, H, W), (B, E) -> logits (B,)."""

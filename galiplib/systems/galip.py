@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from ..clip.bridge import ClipBridge
 from ..config import Config, GalipConfig
 from ..losses import as_leaf, beyond_range, clip_similarity, gradient_penalty, matching_losses
 from ..precision import autocast
-from ..system import Batch, Losses, Phase, Role, Step, System, TextToImage
+from ..system import Batch, Losses, Noise, Phase, Role, Step, System, TextToImage
 from .projected import second_discriminator
 
 REFERENCE_SIZES = (8, 16, 32, 64, 128, 224)  # the published network, whose "256" gives 224 x 224
@@ -36,10 +36,8 @@ def block_sizes(grid: int, image_size: int | Literal["reference"]) -> tuple[int,
     """The side of every generator block's output.
 
     Doublings of CLIP's grid where the image size is one, since doubling with the nearest pixel leaves no pattern; else
-    powers of two up to the image size; for "reference" the published sizes that lie above the grid.
-
-    Raises:
-        ValueError: for an image not larger than CLIP's grid.
+    powers of two up to the image size; for "reference" the published sizes that lie above the grid. Raises ValueError
+    for an image not larger than the grid.
     """
     if image_size == "reference":
         return tuple(size for size in REFERENCE_SIZES if size > grid)
@@ -73,8 +71,7 @@ class FusionBlock(nn.Module):
 class Generator(TextToImage):
     """Noise (B, Z) and sentence embedding (B, E) -> picture (B, 3, H, W), about [-1, 1] (no tanh).
 
-    In eval mode a picture does not depend on its neighbours in the batch. `affine` is that of the fusion blocks,
-    `given_dim` the width of what all affines get, by default noise and sentence together.
+    `affine` is that of the fusion blocks, `given_dim` the width of what all get, by default noise and sentence.
     """
 
     def __init__(
@@ -105,10 +102,7 @@ class Generator(TextToImage):
     def forward(
         self, noise: Tensor, sentence: Tensor, late: tuple[Tensor, Tensor] | None = None, late_from: int = 0
     ) -> Tensor:
-        """(B, Z), (B, E) -> (B, 3, H, W).
-
-        Style mixing: the generator blocks from number `late_from` on get noise and sentence from `late`, if given.
-        """
+        """(B, Z), (B, E) -> (B, 3, H, W); blocks from number `late_from` on get noise and sentence of `late`."""
         noise = self.noise_gain * noise
         conditions = self.conditions(noise, sentence)
         if late is not None:
@@ -187,10 +181,9 @@ class FeatureDiscriminator(nn.Module):
 class ConditionalHead(nn.Module):
     """Collected features (B, channels, g, g) and sentence (B, E) -> logit (B,): real and matching, or not.
 
-    Two convolutions without padding shrink the grid to one value; 4x4 both on a 7x7 grid, as published. There the
-    sentence is repeated over the grid and convolved together with the features. Equal and cheaper: convolve these, and
-    add what the sentence gives, the same at every place; a step computes both once for real and mismatched pairs. And
-    the hinge losses' pulls on a sentence's weights cancel exactly, not to rounding noise that Adam blows up to steps.
+    Two convolutions without padding, 4x4 both on a 7x7 grid; as published of features and repeated sentence together.
+    Equal and cheaper: convolve the features, and add what the sentence gives at every place, both once for real and
+    mismatched pairs. And the hinges' pulls on a sentence's weights cancel exactly, not to noise that Adam blows up.
     """
 
     def __init__(self, bridge: ClipBridge, config: GalipConfig) -> None:
@@ -262,6 +255,9 @@ class GALIP(System):
         """Tapped features (B, taps, W, g, g) and sentences (B, E) -> logits (B,)."""
         return self.head(self.discriminator(features), sentence)
 
+    def draw(self, size: int, random: Callable[[int], torch.Generator]) -> Noise:
+        return super().draw(size, random) | augmentation.draw(self.config, size, random(3))
+
     def drawn(self, batch: Batch) -> slice | Tensor:
         """The rows whose captions are drawn: all, but for the energy score (`ProjectedDiscriminator.rows`)."""
         return self.projected.rows(batch) if self.projected else slice(None)
@@ -298,11 +294,9 @@ class GALIP(System):
             features, sentence = as_leaf(features), as_leaf(sentence)
             batch = replace(batch, text=replace(batch.text, sentence=sentence))
         with autocast("fp32" if penalised else config.precision, device):
-            seen, (text, mismatched) = (
-                head.project_features(self.discriminator(features)), batch.with_next(head.project_text)
-            )  # fmt: skip
-            logit_real = head.logits(seen, text)
-            logit_mismatch = head.logits(seen, mismatched)
+            seen = head.project_features(self.discriminator(features))
+            text, mismatched = batch.with_next(head.project_text)
+            logit_real, logit_mismatch = head.logits(seen, text), head.logits(seen, mismatched)
         loss, noted = matching_losses(logit_real, logit_mismatch, logit_fake)
         noted["penalty"] = torch.zeros_like(loss)
         if penalised:
@@ -330,10 +324,7 @@ class GALIP(System):
         return Losses(loss, {"loss_g": loss, "similarity": similarity, "beyond": fakes.beyond, "embedding": embedding})
 
     def summary(self, noted: dict[str, Tensor]) -> dict[str, float]:
-        """`diversity` is 1 - |mean of the fakes' normalised CLIP embeddings, as augmented|^2.
-
-        It is 0 if all are alike, and smaller in small batches.
-        """
+        """`diversity`: 1 - |mean of the fakes' normalised CLIP embeddings|^2, 0 if alike, less in small batches."""
         embedding = noted.pop("embedding")
         return super().summary(noted) | {"diversity": 1 - embedding.square().sum().item()}
 

@@ -64,9 +64,6 @@ class ShuffleAttention(nn.Module):
 
     Zhang and Yang, "SA-Net", ICASSP 2021, with the published eight groups; fewer where the channels don't divide into
     eight pairs of halves (the largest number of groups that does). All groups share the few parameters.
-
-    Raises:
-        ValueError: for an odd number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -92,11 +89,7 @@ class ShuffleAttention(nn.Module):
 
 
 class AttentiveConv(FinishedConv):
-    """RATLIP's 3x3 convolution: without bias, then batch norm, LeakyReLU, shuffle attention.
-
-    In training the batch norm takes the statistics of the batch, so that images depend on their neighbours there; in
-    eval mode it takes the running ones.
-    """
+    """RATLIP's 3x3 convolution: without bias, then batch norm (in training images meet), LeakyReLU, attention."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -109,10 +102,7 @@ class AttentiveConv(FinishedConv):
 
 
 class RatlipGenerator(Generator):
-    """GALIP's generator with RATLIP's affines and convolutions.
-
-    With `conditioning: recurrent-reference`, as published, pictures depend on their neighbours, of which it warns once.
-    """
+    """GALIP's generator with RATLIP's affines and convolutions; warns once if pictures depend on their neighbours."""
 
     def __init__(self, bridge: ClipBridge, config: RatlipConfig) -> None:
         recurrent = config.conditioning == "recurrent"
