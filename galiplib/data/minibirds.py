@@ -11,7 +11,7 @@ import pickle
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -258,14 +258,37 @@ _ASKED = {
     "belly": re.compile(rf"\b{_COLOUR} (?:belly|breast)\b"),
     "background": re.compile("(" + "|".join(PLACES.values()) + ")"),
 }
+_SMALL = {  # what no judge is asked about
+    "beak_colour": re.compile(rf"\b({'|'.join(BEAK_COLOURS)}) (?:beak|bill)\b"),
+    "beak_length": re.compile(r"\b(short|long)\b"),
+    "size": re.compile(r"\b(small|large)\b"),
+}
+
+
+def _named(text: str, patterns: dict[str, re.Pattern[str]]) -> dict[str, str]:
+    """What a caption names -> {attribute: value}."""
+    found = {name: match.group(1) for name, pattern in patterns.items() if (match := pattern.search(text.lower()))}
+    if "background" in found:
+        found["background"] = next(name for name, phrase in PLACES.items() if phrase == found["background"])
+    return found
 
 
 def asked(text: str) -> dict[str, int]:
     """What a caption asks for -> {attribute: class index}, over body, wing, belly and background, as far as named."""
-    found = {name: match.group(1) for name, pattern in _ASKED.items() if (match := pattern.search(text.lower()))}
-    if "background" in found:
-        found["background"] = next(name for name, phrase in PLACES.items() if phrase == found["background"])
-    return {name: ATTRIBUTES[name].index(value) for name, value in found.items()}
+    return {name: ATTRIBUTES[name].index(value) for name, value in _named(text, _ASKED).items()}
+
+
+def fitting(text: str, seed: int) -> tuple[Bird, int]:
+    """(bird, pose): a bird as the caption says, drawn uniformly from the trained combinations in what it leaves open.
+
+    What it names goes before that: of a combination held out, or a wing in the body's colour.
+    """
+    told, rng = _named(text, _ASKED | _SMALL), random.Random(f"fitting-{seed}")
+    for _ in range(100):
+        bird = replace(random_bird(rng), **told)
+        if bird.body not in (bird.wing, bird.belly) and not bird.held_out:
+            break
+    return bird, rng.randrange(2**31)
 
 
 def counterfactuals(text: str, attribute: str) -> list[str]:

@@ -14,6 +14,9 @@ from .measures import (
     frechet_distance, frechet_floor, frechet_of, halves, jackknife, judge_features, kernel_distance, mean_of,
     precision_recall, r_precision, share_of, statistics_of,
 )  # fmt: skip
+from .noticed import (
+    OPEN, OPEN_PICTURES, colourfulness, effective_number, noticed, pixel_spread, rim, saturation, spectrum, variety,
+)  # fmt: skip
 from .passes import list_pictures, read_pictures
 from .pixels import PixelMeasure, pixel_measure
 from .protocol import Plan, generate, noise_of_pictures, plan

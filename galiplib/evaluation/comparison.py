@@ -42,7 +42,15 @@ COLUMNS = {  # its heading; whether more is better (1), less (-1), or neither in
     "recall": ("recall ({features})", 1, ""),
     "density": ("density ({features})", 0, ""),
     "coverage": ("coverage ({features})", 1, ""),
-    "diversity": ("diversity ({features})", 0, ""),
+    "diversity": ("diversity of a caption ({features})", 0, "diversity_real"),
+    "imagenet_diversity": ("diversity of a caption (imagenet)", 0, "imagenet_diversity_real"),
+    "pixel_spread": ("pixel spread of a caption, of 255", 0, "pixel_spread_real"),
+    "effective_backgrounds": ("effective backgrounds, of 4", 1, "effective_backgrounds_real"),
+    "effective_bellies": ("effective bellies, of 10", 1, "effective_bellies_real"),
+    "fine_energy": ("fine energy", 0, "fine_energy_real"),
+    "colourfulness": ("colourfulness", 0, "colourfulness_real"),
+    "saturation": ("saturation", 0, "saturation_real"),
+    "rim": ("rim, of 255", 0, "rim_real"),
     "clip_similarity": ("CLIP similarity", 1, "clip_similarity_real"),
     "clip_score": ("CLIPScore", 1, "clip_score_real"),
     "r_precision": ("R-precision", 1, "r_precision_real"),
@@ -215,7 +223,7 @@ def label_of(path: str | Path) -> str:
 
 def _fingerprint(generator: Any, config: Config) -> str:
     """Tells an evaluation from all others: weights, data, protocol."""
-    protocol = [config.data.model_dump(), config.eval.model_dump(), default_features(judged=False)[0]]
+    protocol = [config.data.model_dump(), config.eval.model_dump(), default_features(judged=False)[0], *COLUMNS]
     digest = hashlib.sha256(json.dumps(protocol).encode())
     for tensor in generator.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

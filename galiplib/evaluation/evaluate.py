@@ -40,7 +40,18 @@ from .measures import (
     r_precision,
     share_of,
 )
-from .passes import KEPT, FeatureNetworks, Seen, drawn_pictures, folder_pictures, look_at, real_pictures
+from .noticed import OPEN, OPEN_PICTURES, PixelFeatures, pixel_spread, variety
+from .passes import (
+    KEPT,
+    FeatureNetworks,
+    Pictures,
+    Seen,
+    drawn_pictures,
+    fitting_pictures,
+    folder_pictures,
+    look_at,
+    real_pictures,
+)  # fmt: skip
 from .pixels import pixel_measure
 from .protocol import BATCH, Plan, evaluating, plan
 
@@ -56,6 +67,7 @@ class Evaluation:
     values: dict[str, Any] = field(default_factory=dict)  # see `evaluate`; caption accuracies are attribute -> share
     errors: dict[str, Any] = field(default_factory=dict)  # standard errors, by the same names, where there is one
     left_out: dict[str, str] = field(default_factory=dict)  # name -> why it could not be measured
+    real: Seen | None = None  # the real pictures as they were seen, for another evaluation beside the same ones
 
     def record(self) -> dict[str, Any]:
         """Values, `errors` and `left_out`, for a JSON file."""
@@ -90,13 +102,33 @@ class Evaluation:
             elif len(asked):
                 self.add("caption_accuracy" + name.removeprefix(attribute) + suffix, share_of(asked), attribute)
 
+    def add_spread(
+        self, end: str, pictures: Callable[[Sequence[str]], Pictures], captions: Sequence[str],
+        looks: Sequence[Extractor], judge: Judge | None, passed: tuple[int, bool],
+    ) -> None:  # fmt: skip
+        """Note how pictures of one caption differ, `TRIES` of each; of mini birds also what they have where it is open.
+
+        `pictures` makes some of captions; names end in `end`.
+        """
+        own, tries = pictures(captions), [index // TRIES for index in range(len(captions))]
+        pixels = PixelFeatures(own.get(torch.arange(1))[0].shape[1:])
+        features = look_at(own, FeatureNetworks([*looks, pixels]), *passed).features
+        for look in looks:
+            name = "diversity" if look is looks[0] else f"{look.name}_diversity"
+            self.add(name + end, mean_of(diversity(features[look.name], tries)))
+        self.add(f"pixel_spread{end}", mean_of(pixel_spread(features[pixels.name], tries)))
+        if judge:
+            seen = look_at(pictures([OPEN] * OPEN_PICTURES), FeatureNetworks((), judge=judge), *passed)
+            for name, number in variety(judge.answers(seen.features["judge"])).items():
+                self.add(name + end, number)
+
     def add_distances(self, look: Extractor, first: bool, real: Seen, fake: Seen, whole: Statistics | None) -> None:
         """Note what compares the features of all generated with those of all real pictures."""
         names = partial(measure_name, features=look.name, first=first)
         ours, theirs = real.moments[look.name], fake.moments[look.name]
         if self.plan:  # so that each generated picture belongs to a real one
             self.add(names("frechet_distance"), halved_distance(ours, theirs))
-        self.add(names("frechet_floor"), halved_distance(ours, ours))
+        self.add(names("frechet_floor"), real.floors[look.name])
         self.values[names("frechet_images")] = real.pictures.count // 2
         of_all = frechet_of(whole, theirs.statistics()).value if whole else ours.distance(None, theirs, None)
         self.values[names("frechet_all")] = of_all
@@ -109,7 +141,7 @@ class Evaluation:
 
 def evaluate(
     generator: TextToImage, bridge: ClipBridge, data: dict[str, Source], config: EvalConfig,
-    judge: Judge | None = None, note: dict[str, Any] | None = None, progress: bool = True,
+    judge: Judge | None = None, note: dict[str, Any] | None = None, progress: bool = True, real: Seen | None = None,
 ) -> Evaluation:  # fmt: skip
     """Measure a generator; the same numbers for the same arguments, whatever the batch size and number of processes.
 
@@ -120,6 +152,8 @@ def evaluate(
         data: the split "test", or for mini birds "seen" (new birds of trained combinations) and "test" (combinations
             held out): then half of the pictures are of each, and all but caption_accuracy_held_out is of "seen".
         note: says what the real pictures are, for `eval.statistics: cache`.
+        real: `Evaluation.real` of an earlier evaluation with the same bridge, data, settings and judge; nothing of it
+            is computed again.
 
     Returns:
         An `Evaluation` with the values, over the features of the first of `eval.features`:
@@ -129,11 +163,14 @@ def evaluate(
         frechet_all: every generated picture (images_measured) against every real one (frechet_all_real), or against
             `eval.statistics`, as distances are published; the more pictures the smaller.
         kernel_distance; precision, recall, density, coverage; diversity (mean distance of the features of pictures of
-            one caption) and diversity_real (of any two real ones).
+            one caption); pixel_spread (`noticed.pixel_spread`); of mini birds effective_backgrounds, effective_bellies
+            (`noticed.variety`). diversity_real_of says what diversity_real is of: pictures of one caption where such
+            can be drawn, else any two.
         Over InceptionV3's they are called as in `features.PUBLISHED`, or inception_...; over further ones they have the
             extractor's name in front.
         clip_similarity: mean cosine with the caption, in the run's input convention of CLIP (clip_convention);
             clip_score: CLIPScore, in CLIP's own; r_precision: how often a picture's own caption fits best among 100.
+        energy_eighth to fine_energy, colourfulness, saturation, rim: as `noticed.noticed` says, means.
         ssim, ms_ssim, lpips, topiq: as `eval.metrics` asks.
         caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the judge sees
             what the caption asked for; chance. What ends in _real: the same of real pictures.
@@ -156,9 +193,9 @@ def evaluate(
     drawn, passed = partial(drawn_pictures, generator, bridge), (config.batch_size, progress)
     with evaluating(generator), evaluating(bridge):
         networks = FeatureNetworks(extractors, bridge, judge)
-        real = look_at(real_pictures(data[main], chosen.real), networks, *passed)
+        real = real or look_at(real_pictures(data[main], chosen.real), networks, *passed)
         fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
-        result = Evaluation(chosen, fake.scores, left_out=left_out)
+        result = Evaluation(chosen, fake.scores, left_out=left_out, real=real)
         whole = None  # the real pictures' statistics that `eval.statistics` names
         if config.statistics == "cache":
             if note is None:
@@ -171,14 +208,18 @@ def evaluate(
             result.add_distances(look, first, real, fake, whole if first else None)
         if config.diversity:
             repeated = [text for text in dict.fromkeys(chosen.captions) for _ in range(TRIES)]
-            own = drawn(repeated[: TRIES * config.diversity], config.seed, len(chosen), "diversity")  # noise of its own
-            features = look_at(own, FeatureNetworks(extractors), *passed).features
-            for look in extractors:
-                name = "diversity" if look is extractors[0] else f"{look.name}_diversity"
-                tries = [index // TRIES for index in range(own.count)]
-                result.add(name, mean_of(diversity(features[look.name], tries)))
-                result.values[f"{name}_real"] = torch.pdist(real.features[look.name][:KEPT]).mean().item()
-        result.add_scores(fake.scores)
+            asked = repeated[: TRIES * config.diversity], extractors, judge, passed
+            result.add_spread("", lambda own: drawn(own, config.seed, len(chosen), "diversity"), *asked)  # other noise
+            result.values["diversity_real_of"] = "pictures of one caption" if judge else "any two pictures"
+            if judge:
+                side = data[main].pixels(chosen.real[:1])[0].shape[1]
+                result.add_spread("_real", lambda own: fitting_pictures(own, side), *asked)
+            else:
+                result.left_out["pixel_spread_real"] = "no two real pictures of this data set share a caption"
+                for look in extractors:
+                    name = "diversity_real" if look is extractors[0] else f"{look.name}_diversity_real"
+                    result.values[name] = torch.pdist(real.features[look.name][:KEPT]).mean().item()
+        result.add_scores(fake.scores | {f"{name}_real": values for name, values in real.scores.items()})
         result.values["clip_convention"] = bridge.convention
         image, text = fake.pairs["image"], fake.pairs["text"]
         photos, captions = real.features["clip"][torch.from_numpy(chosen.place[:KEPT])], chosen.captions[:KEPT]
@@ -213,7 +254,7 @@ def evaluate_folder(
     result = Evaluation(None, fake.scores)
     for look in looks:
         result.add_distances(look, look is looks[0], real, fake, None)
-    result.add_scores(fake.scores)
+    result.add_scores(fake.scores | {f"{name}_real": values for name, values in real.scores.items()})
     result.values.update(images=pictures.count, real_images=len(data), features=[look.name for look in looks])
     return result.record()
 
@@ -230,12 +271,15 @@ def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> tuple
 
 def measure_generator(
     generator: TextToImage, bridge: ClipBridge, config: Config, splits: dict[str, Source] | None = None,
-    progress: bool = True,
+    progress: bool = True, real: Seen | None = None,
 ) -> Evaluation:  # fmt: skip
-    """`evaluate` on the held-out `splits` of the configuration's data set, made here if they haven't been."""
+    """`evaluate` on the held-out `splits` of the configuration's data set, made here if they haven't been.
+
+    `real` as there.
+    """
     known, splits = dataset_of(config), splits or held_out_data(config)
     judge = load_judge() if known.judged else None
-    return evaluate(generator, bridge, splits, config.eval, judge, known.note(config.data), progress)
+    return evaluate(generator, bridge, splits, config.eval, judge, known.note(config.data), progress, real)
 
 
 def measure_folder(

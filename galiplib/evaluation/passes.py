@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..build import text_of
 from ..clip.bridge import ClipBridge
-from ..data import BadRow, DataError
+from ..data import BadRow, DataError, minibirds
 from ..data.batches import Source
 from ..data.captions import read_table
 from ..data.decoding import read_image
@@ -25,7 +26,8 @@ from ..images import EvaluationError, to_images
 from ..system import TextToImage
 from .features import Extractor, extractor
 from .judge import Judge
-from .measures import GROUPS, WIDE, Moments, as_asked, clip_score, cosines
+from .measures import GROUPS, WIDE, Measured, Moments, as_asked, clip_score, cosines, halved_distance
+from .noticed import noticed
 from .pixels import PixelMeasure
 from .protocol import Plan, draw, embed_captions
 from .samples import MOST, Samples
@@ -65,6 +67,16 @@ def drawn_pictures(
         return draw(generator, text, (numbers + start).tolist(), seed), text.sentence.cpu()
 
     return Pictures(title, len(captions), get, captions)
+
+
+def fitting_pictures(captions: Sequence[str], size: int, title: str = "real pictures of a caption") -> Pictures:
+    """Real mini birds, size x size, as captions say; picture i depends on caption i and i."""
+
+    def get(numbers: Tensor) -> tuple[Tensor, None]:
+        birds = (minibirds.fitting(captions[number], number) for number in numbers.tolist())
+        return to_images(np.stack([minibirds.render(bird, pose, size) for bird, pose in birds])), None
+
+    return Pictures(title, len(captions), get)
 
 
 def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
@@ -187,8 +199,8 @@ class PerSample:
 class Seen:
     """What is left of pictures that were looked at, by the names of extractors, networks, scores.
 
-    A score says of every picture (N,) how it fits its caption, or a pixel measure; the same of the real picture beside
-    it ends in _real.
+    A score says of every picture (N,) what people notice of it, how it fits its caption, or a pixel measure; the
+    latter two of the real picture beside it end in _real.
     """
 
     pictures: Pictures  # to be had again
@@ -196,6 +208,11 @@ class Seen:
     features: dict[str, Tensor]  # (N, D) of each real one's first picture, in their order; of generated ones `KEPT`
     scores: dict[str, Tensor]
     pairs: dict[str, Tensor]  # image, text: embeddings of the first `KEPT` pictures and of their captions
+
+    @cached_property
+    def floors(self) -> dict[str, Measured]:
+        """Of real pictures, by extractor: their Fréchet distance from each other."""
+        return {name: halved_distance(own, own) for name, own in self.moments.items()}
 
 
 def look_at(
@@ -226,10 +243,10 @@ def look_at(
             for name, values in found.items():
                 whole = real is None and name in networks.fitting  # for the pictures that they will stand beside
                 features.add(own[opening], {name: values[opening]}, None if whole else KEPT)
-            noted = {}
+            noted = noticed(images) if moments else {}
             if pictures.captions and text is not None:
                 captions = [pictures.captions[number] for number in batch.tolist()]
-                noted = networks.fit(found, text, captions)
+                noted |= networks.fit(found, text, captions)
                 if real:
                     beside = {name: real.features[name][own] for name in networks.fitting}
                     noted |= {f"{name}_real": values for name, values in networks.fit(beside, text, captions).items()}

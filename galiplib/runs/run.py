@@ -115,6 +115,7 @@ class Run:
         allow_changes: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.config = Path(folder), config
+        self._real: Any = None  # the held-out pictures as evaluations on the way have seen them
         self.workers = Workers(pick_device(device))
         self.device = self.workers.device
         self.progress = progress and self.workers.leads
@@ -306,7 +307,9 @@ class Run:
 
         quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
         config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
-        return measure_generator(self.system.ema, self.bridge, config, self.held_out, False).record()
+        found = measure_generator(self.system.ema, self.bridge, config, self.held_out, False, self._real)
+        self._real = found.real  # the next one looks at other generated pictures, but at the same real ones
+        return found.record()
 
     def _roll_back(self, step: int, reason: str, log: RunLog | NoLog) -> None:
         """Back to a good checkpoint, with another order of the data from there on.
