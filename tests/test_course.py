@@ -35,7 +35,7 @@ def notebooks(tmp_path: Path) -> Path:
     write_notebook(folder, "01_look.ipynb", PARAMETERS, "x = 1")
     bad = "# the bad one\nraise ValueError('broken here')"
     write_notebook(folder, "05_fail.ipynb", PARAMETERS, "y = 2", bad)
-    more = "train_steps = 400  # optimizer steps\nlr = 0.1"
+    more = "train_steps = 400  # optimizer steps\nlr = 0.1\nweights = None"
     write_notebook(folder, "06_train.ipynb", PARAMETERS + more, RESULTS)
     write_notebook(folder, "07_die.ipynb", PARAMETERS, "import os\nos._exit(9)")
     return folder
@@ -130,6 +130,7 @@ def test_demo_runs_in_this_interpreter_and_records(notebooks, tmp_path, capfd, m
     entries = record["notebooks"]
     assert list(entries) == ["01_look", "06_train"]
     injected = {"profile": "tiny:small", "out": str(tmp_path / "o"), "train_steps": 3}
+    injected["weights"] = str(folder / "train")  # the demo shows what it has trained
     assert entries["06_train"]["parameters"] == injected
     assert "train_steps" not in entries["01_look"]["parameters"]
     assert all(entry["seconds"] > 0 and entry["peak_mb"] > 1 for entry in entries.values())

@@ -266,7 +266,8 @@ def main(argv: list[str] | None = None, folder: Path = NOTEBOOKS) -> int:
         selected = select(notebooks, DEMO if args.command == "demo" else args.numbers)
         values = check_values(selected, args.values)
         folder = args.out.absolute() / Path(args.profile).stem.replace(":", "-")  # as a configuration's `folder`
-        run_course(selected, folder, {"profile": args.profile, "out": str(args.out.absolute()), **values})
+        trained = {"weights": str(folder / "train")} if args.command == "demo" else {}  # not the best at hand
+        run_course(selected, folder, {"profile": args.profile, "out": str(args.out.absolute()), **trained, **values})
         if args.command == "demo":
             print_results(folder)
     except (CourseError, NotebookFailed) as error:
