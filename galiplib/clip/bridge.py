@@ -189,6 +189,10 @@ class ClipBridge(nn.Module):
         """Token ids (B, context) -> sentence embeddings (B, embed), not normalised."""
         return self.encode_words(tokens)[0]
 
+    def project_words(self, words: Tensor) -> Tensor:
+        """Word features (B, length, word_dim) -> in the common space (B, length, embed)."""
+        return words @ self.model.text_projection
+
     # ------------------------------------------------------------ images
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -223,6 +227,12 @@ class ClipBridge(nn.Module):
     def tap_image(self, images: Tensor) -> Tensor:
         """The tapped features of `encode_image` alone: blocks behind the last tap are not computed."""
         return self._run_image(images, self.taps[-1] + 1)[0]
+
+    def encode_regions(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images -> their patches in the common space (B, embed, g, g), embeddings (B, embed)."""
+        visual = self.model.visual
+        x = visual.ln_post(self._run_image(images, self.layers)[1]) @ visual.proj  # (B, 1 + g*g, embed)
+        return x[:, 1:].mT.unflatten(2, (self.grid, self.grid)), x[:, 0]
 
     def _run_image(self, images: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         """Images -> tapped features, and what leaves the last of `layers` blocks (B, 1 + g*g, width)."""
