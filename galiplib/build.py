@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .clip.bridge import CLIP, ClipBridge
+from .clip.damsm import WORDS
+from .clip.damsm_files import DamsmBridge, load_damsm
 from .clip.files import load_clip
-from .config import Config, ConfigError
+from .config import Config, ConfigError, GalipConfig
 from .data import SPLITS
 from .data.batches import Source
 from .data.datasets import Dataset, dataset
@@ -31,8 +34,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def make_bridge(config: Config, device: str | torch.device = "cpu", clip_model: CLIP | None = None) -> ClipBridge:
-    """The frozen CLIP of a configuration behind its bridge."""
+def make_bridge(
+    config: Config, device: str | torch.device = "cpu", clip_model: CLIP | DamsmBridge | None = None
+) -> ClipBridge:
+    """The frozen CLIP of a configuration behind its bridge; with `clip.damsm` the DAMSM in its place."""
+    if config.clip.damsm is not None and not isinstance(clip_model, DamsmBridge):
+        if isinstance(config.model, GalipConfig):
+            raise ConfigError(f"clip.damsm can't serve the system {config.system}, which looks through CLIP's eyes")
+        plain = config.model_copy(update={"clip": config.clip.model_copy(update={"damsm": None})})
+        eyes = partial(make_bridge, plain, device, clip_model)
+        clip_model = load_damsm(config.clip.damsm, eyes, WORDS) if config.clip.damsm else DamsmBridge()
+    if isinstance(clip_model, DamsmBridge):
+        return cast(ClipBridge, clip_model.to(device))
     if config.clip.name == "own" and clip_model is None:
         raise ConfigError("clip.name = 'own' needs a run folder, where that CLIP lies; or give clip_model")
     model = clip_model or load_clip(config.clip.name, device)

@@ -92,6 +92,7 @@ class ClipConfig(Section):
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
     taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
     prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")
+    damsm: str | None = Field(None, description="folder of a DAMSM that reads captions in CLIP's place")
     width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the image encoder")
     layers: int = Field(4, ge=1, description="small CLIP: blocks of the image encoder")
     patch_size: int = Field(8, ge=1, description="small CLIP: side of a patch, pixels")

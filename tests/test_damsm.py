@@ -15,7 +15,8 @@ from named_weights import arrays, close, enlarged, named_state, numbers
 
 from galiplib.build import make_bridge, make_data
 from galiplib.clip.damsm import ImageEncoder, Inception, TextEncoder, attend, cut, damsm_losses, vocabulary_of, words_of
-from galiplib.clip.damsm_files import DamsmBridge, learn_damsm, load_damsm, load_image_encoder, read_vocabulary
+from galiplib.clip.damsm_files import DamsmBridge, load_damsm, load_image_encoder, read_vocabulary
+from galiplib.clip.damsm_training import learn_damsm
 from galiplib.files import WeightsError
 
 
@@ -203,7 +204,7 @@ def test_a_folder_of_the_authors_is_read(tmp_path, reference):
     (tmp_path / "captions_DAMSM.pickle").write_bytes(pickle.dumps(content, 2))
     damsm = load_damsm(tmp_path)
     close(damsm.encode_text(damsm.tokenize(facts["captions"][1])), reference["sent"][1:2])
-    with pytest.raises(WeightsError, match=r"give the folder with image_encoder\*\.pth .*--damsm FOLDER"):
+    with pytest.raises(WeightsError, match=r"its folder must hold image_encoder\*\.pth"):
         damsm.encode_regions(torch.zeros(1, 3, 32, 32))
     with pytest.raises(WeightsError, match=r"give the folder with text_encoder\*\.pth and captions\.pickle"):
         DamsmBridge().tokenize("a red bird")
@@ -239,7 +240,7 @@ def test_a_pretraining_goes_on_where_it_was_stopped_and_its_files_are_read(tmp_p
     names = ["captions.pickle", "damsm.json", "image_encoder3.pth", "text_encoder3.pth"]
     for folder in ("whole", "parts"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
-    first, second = (load_damsm(tmp_path / folder, bridge) for folder in ("whole", "parts"))
+    first, second = (load_damsm(tmp_path / folder, lambda: bridge) for folder in ("whole", "parts"))
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
     regions, code = first.encode_regions(torch.zeros(2, 3, 56, 56))

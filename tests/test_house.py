@@ -10,6 +10,7 @@ FILES = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
 CORE = "config system training losses blocks augmentation precision clip.bridge systems.galip systems.ratlip".split()
 NEW = "systems.dfgan systems.ratgan systems.attngan systems.lafite systems.projected clip.distillation".split()
 NEW += "systems.energy efficientnet evaluation.samples evaluation.noticed".split()
+NEW += "clip.damsm clip.damsm_files clip.damsm_training checkpoints.attngan".split()
 BELOW = "config files images precision losses blocks augmentation system training distributed clip data systems"
 BELOW += " build checkpoints efficientnet"
 BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a configuration: by build alone
@@ -17,9 +18,9 @@ BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a con
 RULES = {  # a wing's name means all its modules; each may import its own wing and what stands here
     1: {"config": "", "files": "", "blocks": "", "losses": "", "precision": ""},
     2: {"system": "config", "augmentation": "config", "training": "system config augmentation precision"},
-    3: {"systems": "system blocks losses clip.bridge efficientnet config precision augmentation"},
+    3: {"systems": "system blocks losses clip.bridge clip.damsm efficientnet config precision augmentation"},
     4: {"data": "files images", "images": "files"},
-    5: {"clip.bridge": "", "clip": "data files images config precision",
+    5: {"clip.bridge": "", "clip.damsm": "", "clip": "data files images config precision",
         "efficientnet": "files"},
     6: {"build": "config files precision clip data systems system", "distributed": "config training"},
     7: {"checkpoints": "build systems system clip files config"},

@@ -10,9 +10,11 @@ from torch import nn
 
 from ..build import make_bridge, make_generator, make_system, with_own_clip
 from ..clip.bridge import CLIP, ClipBridge
+from ..clip.damsm_files import DamsmBridge
 from ..config import Config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
+from .attngan import of_attngan
 from .published import Published, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .store import FOLDER, KIND, Checkpoints, recorded_config
@@ -22,15 +24,20 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_generator(
-    path: str | Path = "mini", clip_model: CLIP | None = None, device: str | torch.device = "cpu", ema: bool = True
+    path: str | Path = "mini",
+    clip_model: CLIP | DamsmBridge | None = None,
+    device: str | torch.device = "cpu",
+    ema: bool = True,
 ) -> TextToImage:
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
     Args:
         path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
-            `Run.export`, or a `state_epoch_*.pth` of GALIP's or RATLIP's authors. The content says what a file is.
+            `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, or a generator of AttnGAN's
+            (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`). The content says what a file is.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
-            the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions.
+            the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions; those
+            of AttnGAN's take a DAMSM here, by `clip.damsm_files.load_damsm(folder)`.
         ema: the averaged weights of a run or checkpoint; False for those in training. Other files hold one set only.
 
     Raises:
@@ -49,7 +56,7 @@ def load_generator(
 
 
 def load_discriminator(
-    path: str | Path, clip_model: CLIP | None = None, device: str | torch.device = "cpu"
+    path: str | Path, clip_model: CLIP | DamsmBridge | None = None, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, nn.Module]:
     """Discriminator and head in eval mode: head(discriminator(tapped (B, taps, W, g, g)), sentence (B, E)) -> (B,).
 
@@ -83,7 +90,7 @@ def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
 
 
 def export_reference(
-    source: str | Path | Published, path: str | Path, clip_model: CLIP | None = None, ema: bool = True
+    source: str | Path | Published, path: str | Path, clip_model: CLIP | DamsmBridge | None = None, ema: bool = True
 ) -> None:
     """Write a training as a checkpoint in the authors' format, for their code to load.
 
@@ -122,10 +129,11 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         tensors, record = load_weights(path, KIND)
         return path, {"config": record["config"], "networks": {f"ema.{name}": t for name, t in tensors.items()}}
     content = load_torch(path)
+    content = of_attngan(content, path) or content
     if not is_reference(content) and not (isinstance(content, dict) and {"config", "networks"} <= content.keys()):
         raise WeightsError(
             f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...), "
-            f"but {contents(content)}"
+            f"nor a generator of AttnGAN's (h_net1.fc.0.weight, ...), but {contents(content)}"
         )
     return path, content
 
@@ -135,7 +143,7 @@ def _holds(content: dict[str, Any], network: str) -> bool:
 
 
 def _around(
-    path: Path, content: dict[str, Any], clip_model: CLIP | None, device: str | torch.device
+    path: Path, content: dict[str, Any], clip_model: CLIP | DamsmBridge | None, device: str | torch.device
 ) -> tuple[ClipBridge, Config]:
     """The CLIP that the networks of a checkpoint or export of ours are made around, and their configuration."""
     config, run = recorded_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent

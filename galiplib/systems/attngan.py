@@ -8,6 +8,7 @@ g `model.channels`, d `model.disc_channels`, s the smallest map's side.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -120,6 +121,7 @@ class Generator(TextToImage):
     def __init__(self, bridge: ClipBridge, config: AttnganConfig) -> None:
         super().__init__(bridge)
         maps, g = sides(config), config.channels
+        self.reference, self._warned = config.reference, False
         self.noise_dim, self.image_size = config.noise_dim + CONDITION, maps[-1]
         grown = len(maps) - SIZES  # times that the map doubles before the first picture
         wide = g * 2**grown
@@ -132,6 +134,13 @@ class Generator(TextToImage):
         self.to_rgb = nn.ModuleList(conv3x3(g, 3) for _ in range(1 if config.one_picture else SIZES))
 
     def forward(self, noise: Tensor, text: Text) -> Pictures:
+        if self.reference and not self.training and len(noise) > 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "model.reference deals out the masks of captions as AttnGAN's published code does: pictures depend on "
+                "the others of their batch; draw them one by one",
+                stacklevel=3,
+            )
         mean, log_variance = self.condition(text.sentence).chunk(2, dim=1)  # (B, C) both
         z, drawn = noise.split([noise.shape[1] - mean.shape[1], mean.shape[1]], dim=1)
         condition = mean + drawn * (log_variance / 2).exp()
@@ -221,6 +230,8 @@ class AttnGAN(System):
                 f"data.image_size = {config.data.image_size} must be model.image_size = {self.generator.image_size}: "
                 "the discriminators compare pixels"
             )
+        if config.train.shift or config.train.colour or config.train.cutout:
+            raise ConfigError("train.shift, train.colour and train.cutout must be 0: attngan has no augmentation")
         self.sizes = maps[-1:] if model.one_picture else maps[-SIZES:]
         self.discriminator = nn.ModuleList(Discriminator(bridge.embed_dim, model, side, maps[0]) for side in self.sizes)
         self.apply(initialise)
