@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .clip.bridge import CLIP, ClipBridge
 from .clip.damsm import WORDS
-from .clip.damsm_files import DamsmBridge, load_damsm
+from .clip.damsm_files import ELSEWHERE, DamsmBridge, load_damsm
 from .clip.files import load_clip
 from .config import Config, ConfigError, GalipConfig
 from .data import SPLITS
@@ -43,7 +43,8 @@ def make_bridge(
             raise ConfigError(f"clip.damsm can't serve the system {config.system}, which looks through CLIP's eyes")
         plain = config.model_copy(update={"clip": config.clip.model_copy(update={"damsm": None})})
         eyes = partial(make_bridge, plain, device, clip_model)
-        clip_model = load_damsm(config.clip.damsm, eyes, WORDS) if config.clip.damsm else DamsmBridge()
+        unknown = config.clip.damsm == ELSEWHERE
+        clip_model = DamsmBridge() if unknown else load_damsm(config.clip.damsm, eyes, WORDS)
     if isinstance(clip_model, DamsmBridge):
         return cast(ClipBridge, clip_model.to(device))
     if config.clip.name == "own" and clip_model is None:

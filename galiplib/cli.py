@@ -32,13 +32,14 @@ class Later:
 
 build, configs, evaluation, files, images = map(Later, (".build", ".config", ".evaluation", ".files", ".images"))
 loading, clip_files, clip_training = map(Later, (".checkpoints.loading", ".clip.files", ".clip.training"))
+bridges, damsm_files, damsm_training = map(Later, (".clip.bridge", ".clip.damsm_files", ".clip.damsm_training"))
 datasets, shard_writing, plotting = map(Later, (".data.datasets", ".data.shard_writing", ".course.plotting"))
 animation, folders, provenance = map(Later, (".sampling.animation", ".sampling.folder", ".sampling.provenance"))
 sampling, bf16, precisions, runs = map(Later, (".sampling.sample", ".sampling.bf16", ".precision", ".runs.run"))
 
 PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
 PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
-WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a state_epoch_*.pth of GALIP's or RATLIP's authors"
+WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a .pth of GALIP's, RATLIP's or AttnGAN's authors"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
 ABORTED = {"shards": "stopped; finished shards are kept, the same command goes on"}
@@ -63,8 +64,12 @@ def configure(args: argparse.Namespace) -> Config:
 
 
 def clip_of(args: argparse.Namespace) -> Any:
-    """The CLIP that --clip names, if any."""
-    return clip_files.load_clip(args.clip) if args.clip else None
+    """The CLIP that --clip names, if any, or the DAMSM in the folder --damsm."""
+    model = clip_files.load_clip(args.clip) if args.clip else None
+    if getattr(args, "damsm", None) is None:
+        return model
+    compares = args.command != "sample" or args.best is not None  # pictures with captions, or just draws them
+    return damsm_files.load_damsm(args.damsm, model and (lambda: bridges.ClipBridge(model)), image=compares)
 
 
 def load(args: argparse.Namespace, ema: bool = True) -> TextToImage:
@@ -89,6 +94,17 @@ def train_clip(args: argparse.Namespace) -> None:
     train, device = build.make_data(config), build.pick_device(args.device)
     record = clip_training.learn_clip(config, train, held_out, args.out, device, command=command_line())
     print(json.dumps(record["metrics"], indent=2))
+
+
+def train_damsm(args: argparse.Namespace) -> None:
+    """Pretrain a DAMSM, the text encoder of AttnGAN, DF-GAN and RAT-GAN, in a folder, or go on with the one there."""
+    config = configure(args)
+    train, device = build.make_data(config), build.pick_device(args.device)
+    held_out = build.make_data(config, build.dataset_of(config).held_out[-1])
+    bridge = build.make_bridge(config, device) if args.eyes == "clip" else None
+    settings = {"epochs": args.epochs, "batch_size": args.batch_size, "seed": config.train.seed, "device": device}
+    record = damsm_training.learn_damsm(train, held_out, args.out, bridge, **settings, command=command_line())
+    print(json.dumps(record, indent=2))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -264,10 +280,11 @@ CONFIG: list[Option] = [
 ]
 CLIP, RAW = ("--clip", str, CLIP_HELP), ("--raw", bool, "a run's weights in training, not their average")
 WEIGHTS = ("--weights", str, WEIGHTS_HELP, {"default": "mini"})
+DAMSM = ("--damsm", Path, "folder of the DAMSM that it was trained with: text_encoder*.pth, captions.pickle")
 DEVICE = ("--device", str, "auto, cuda, mps or cpu; pictures are drawn on the cpu unless asked", {"default": "auto"})
 ON_CPU = (*DEVICE[:3], {"default": "cpu"})
 DRAWING: list[Option] = [
-    WEIGHTS, CLIP, ON_CPU, RAW,
+    WEIGHTS, CLIP, DAMSM, ON_CPU, RAW,
     ("--seed", int, "of the first picture; the next one has one more", {"default": 0}),
     ("--truncation", float, "factor of the noise, 0 to 2", {"default": 1.0}),
     ("--precision", str, "bf16: twice as fast where the hardware has it (auto), and not quite the same pictures",
@@ -281,6 +298,13 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--export", Path, "also write the measured generator here, as safetensors"),
     ]),
     "train-clip": (train_clip, [*CONFIG, DEVICE, ("--out", Path, "the .safetensors file to write", MUST)]),
+    "train-damsm": (train_damsm, [
+        *CONFIG, DEVICE, ("--out", Path, "the folder to write to", MUST),
+        ("--eyes", str, "what looks at pictures: InceptionV3, as published, or the profile's CLIP",
+         {"choices": ("inception", "clip"), "default": "inception"}),
+        ("--epochs", int, "passes over the data", {"default": 200}),
+        ("--batch-size", int, "pairs a step", {"default": 48}),
+    ]),
     "sample": (sample, [
         *DRAWING, ("captions", str, "what to draw; several make a row each", {"nargs": "*", "metavar": "caption"}),
         ("--count", int, "pictures of each caption; by default 8, of a file's lines 1"),
@@ -300,15 +324,15 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--out", Path, "the .gif, .mp4 or .png; by default a .gif named after the caption"),
     ]),
     "replay": (replay, [
-        CLIP, ON_CPU, ("png", Path, "a picture of galip, the panel or a notebook"),
+        CLIP, DAMSM, ON_CPU, ("png", Path, "a picture of galip, the panel or a notebook"),
         ("--weights", str, "where the weights lie now, if they were moved"), ("--out", Path, "the .png to write"),
     ]),
     "evaluate": (evaluate, [
-        *CONFIG, WEIGHTS, CLIP, DEVICE, ("--out", Path, "folder for results.json"),
+        *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, ("--out", Path, "folder for results.json"),
         ("--pictures", Path, "a folder of pictures instead, with manifest.jsonl for captions"),
     ]),
     "compare": (compare, [
-        *CONFIG, CLIP, DEVICE, ("weights", str, WEIGHTS_HELP, {"nargs": "+"}),
+        *CONFIG, CLIP, DAMSM, DEVICE, ("weights", str, WEIGHTS_HELP, {"nargs": "+"}),
         ("--out", Path, "folder for comparison.csv, .md and .png", MUST),
     ]),
     "describe": (describe, CONFIG),

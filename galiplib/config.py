@@ -208,6 +208,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "residual": PictureConfig,
     "features": FeaturesConfig,
     "dfgan": DfganConfig,
+    "attngan": AttnganConfig,
 }
 
 

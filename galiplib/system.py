@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -32,8 +32,7 @@ class Text:
     classes: Tensor | None = None  # (B,), pictures of one class are no negatives of each other
 
     def __getitem__(self, part: slice) -> Text:
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Text(**{name: value[part] for name, value in given.items() if value is not None})
+        return Text(**{name: value[part] for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -108,31 +107,32 @@ class Phase(NamedTuple):
     every: int = 1  # steps from one to the next (lazy regularisation, as in StyleGAN)
 
 
-class TextToImage(nn.Module):
-    """What draws: a generator, all that sampling, evaluation, panel and export know of a system.
+class AroundClip(nn.Module):
+    """Networks around a CLIP, behind its bridge, which is the caller's and frozen: no part of the state dict."""
 
-    The CLIP that reads its captions, behind its bridge, is the caller's and frozen: no part of the state dict.
-    """
+    def __init__(self, bridge: Any) -> None:
+        super().__init__()
+        self._bridge = (bridge,)  # in a tuple, so that it is no module of this one
+
+    @property
+    def bridge(self) -> Any:
+        return self._bridge[0]
+
+
+class TextToImage(AroundClip):
+    """What draws: a generator, all that sampling, evaluation, panel and export know of a system."""
 
     wants: ClassVar[frozenset[str]] = frozenset()  # {"words"} if `picture_of` needs them of a text
     noise_dim: int  # Z
     image_size: int  # side of its pictures in pixels
     late_blocks: int = 0  # of which the last ones take another condition: `forward(noise, sentence, late, late_from)`
 
-    def __init__(self, bridge: Any) -> None:
-        super().__init__()
-        self._bridge = (bridge,)  # in a tuple, so that CLIP is no part of this module's state
-
-    @property
-    def bridge(self) -> Any:
-        return self._bridge[0]
-
     def picture_of(self, noise: Tensor, text: Text) -> Tensor:
         """Noise (B, Z) and captions -> pictures (B, 3, H, W), about [-1, 1]; here by `forward(noise, sentence)`."""
         return self(noise, text.sentence)
 
 
-class System(nn.Module, ABC):
+class System(AroundClip, ABC):
     """A text-to-image GAN: its networks as one module to move and to save, and its training phases.
 
     A subclass makes its networks in `__init__`, the generator as `generator`, and says who learns in which phases.
@@ -141,12 +141,12 @@ class System(nn.Module, ABC):
     wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
     whole_batch: ClassVar[bool] = False  # a loss compares all of a batch: it can't go through in parts
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
+    paper_average: ClassVar[float] = 0.0  # what the average keeps of itself in a step, recipe "paper"
     generator: TextToImage
     ema: TextToImage  # the generator's average, which is sampled, measured and exported
 
     def __init__(self, bridge: Any, config: Config) -> None:
-        super().__init__()
-        self._bridge = (bridge,)  # in a tuple, so that CLIP is no part of this module's state
+        super().__init__(bridge)
         self.config = config.train
         if self.whole_batch and config.train.accumulate > 1:
             raise ConfigError(f"train.accumulate must be 1: a loss of {config.system} compares the whole batch")

@@ -144,14 +144,14 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
 def update_ema(system: System, step: int, config: TrainConfig) -> None:
     """Move the EMA: a weight counts half after `ema_half_life` steps, early on after a share of those so far.
 
-    Running statistics are averaged along with their weights. Recipe "paper" keeps no average, as published.
+    Running statistics are averaged along. Recipe "paper": `system.paper_average` is kept, statistics are the latest.
     """
     half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
-    keep = 0.0 if config.recipe == "paper" else 0.5 ** (1 / half_life)
+    keep = system.paper_average if (paper := config.recipe == "paper") else 0.5 ** (1 / half_life)
     live = system.averaged()
     torch._foreach_lerp_(list(system.ema.parameters()), list(live.parameters()), 1 - keep)
     for average, buffer in zip(system.ema.buffers(), live.buffers(), strict=True):
-        average.lerp_(buffer, 1 - keep) if buffer.is_floating_point() else average.copy_(buffer)
+        average.copy_(buffer) if paper or not buffer.is_floating_point() else average.lerp_(buffer, 1 - keep)
 
 
 def train(

@@ -94,8 +94,17 @@ def test_pictures_and_judgements_are_the_published_ones(reference, text, noise, 
     path = tmp_path / "netG_epoch_600.pth"
     torch.save({f"module.{name}": value for name, value in named_state("attngan.netG", "netG").items()}, path)
     generator = load_generator(path)
+    given = []  # to each attention: map, words, mask
+    for refine in generator.refine:
+        refine.attention.register_forward_hook(lambda own, inputs, _: given.append((own, *inputs)))
     with pytest.warns(UserWarning, match="pictures depend on the others of their batch"):
         made = generator(noise, text)
+    for (attention, x, words, mask), side in zip(given, (64, 128), strict=True):
+        shares = attention.shares(x, attention.source(words.mT[..., None])[..., 0], mask)  # (B, side * side, L)
+        every = side // 8
+        close(
+            shares.mT.unflatten(2, (side, side))[:, :, ::every, ::every], reference[f"attention{side}_every_{every}th"]
+        )
     close(made.mean, reference["mu"])
     close(made.log_variance, reference["logvar"])
     for number, fake in enumerate(made.images):
@@ -112,24 +121,6 @@ def test_pictures_and_judgements_are_the_published_ones(reference, text, noise, 
     shortest = Text(text.sentence[-1:], text.words[-1:, :length], text.mask[-1:, :length])
     for alone, wanted in ((text[-1:], "last_alone_padded_fake256"), (shortest, "last_alone_fake256")):
         close(generator.picture_of(noise[-1:], alone)[0, :, ::8, ::8], reference[wanted])
-
-
-@torch.no_grad()
-def test_what_words_get_of_each_place_is_the_published_share(reference, text, noise):
-    generator = Generator(DAMSM, configured().model).eval()
-    generator.load_state_dict({to_ours(n): v for n, v in named_state("attngan.netG", "netG").items()})
-    found = []
-    for refine in generator.refine:
-        attention = refine.attention
-        attention.register_forward_hook(
-            lambda own, given, _: found.append(
-                own.shares(given[0], own.source(given[1].mT[..., None])[..., 0], given[2])
-            )
-        )
-    generator(noise, text)
-    for shares, side in zip(found, (64, 128), strict=True):
-        places = shares.mT.unflatten(2, (side, side))[:, :, :: side // 8, :: side // 8]
-        close(places, reference[f"attention{side}_every_{side // 8}th"])
 
 
 @torch.no_grad()
@@ -180,7 +171,7 @@ def test_one_training_step_is_the_published_one(reference, text, noise, monkeypa
             close(ours.norm(), norm)
     average = math.sqrt(sum(weight.pow(2).sum().item() for weight in system.ema.parameters()))
     assert average == pytest.approx(step["average_norm"], rel=1e-6)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.warns(UserWarning):
         after = system.generator.eval()(noise, text).images
     close(after[2][:2, :, 100:108, 100:108], reference["step_fake256_after"], 1e-2)
     for fake, side in ((after[0], 64), (after[2], 256)):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..clip.damsm_files import ELSEWHERE
 from ..files import WeightsError, state_dict
 from ..systems.attngan import CONDITION
 
@@ -48,7 +49,7 @@ def of_attngan(content: Any, path: str | Path) -> dict[str, Any] | None:
         model = _geometry(tensors)
     except KeyError as error:
         raise WeightsError(f"{path} lacks {error.args[0]}, which every generator of AttnGAN has") from None
-    config = {"profile": "reference", "system": "attngan", "clip": {"damsm": ""}, "model": model,
+    config = {"profile": "reference", "system": "attngan", "clip": {"damsm": ELSEWHERE}, "model": model,
               "train": {"recipe": "paper"}}  # fmt: skip
     return {"config": config, "networks": {f"ema.{to_ours(name)}": tensor for name, tensor in tensors.items()}}
 

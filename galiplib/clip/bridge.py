@@ -130,8 +130,7 @@ class ClipBridge(nn.Module):
     def _index_of(self) -> dict[int, int] | range:
         """The pieces that this CLIP knows, by their BPE number -> its token ids; OpenAI's are the numbers."""
         vocabulary = getattr(self.model, "vocabulary", None)
-        known = range(len(bpe_tokenizer().encoder))
-        return known if vocabulary is None else {piece: index for index, piece in enumerate(vocabulary)}
+        return range(len(bpe_tokenizer().encoder)) if vocabulary is None else {p: i for i, p in enumerate(vocabulary)}
 
     def tokenize(self, captions: str | Sequence[str]) -> Tensor:
         """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
@@ -156,8 +155,7 @@ class ClipBridge(nn.Module):
             ids = [start, *known[: self.context_length - 2], end]
             row[: len(ids)] = torch.tensor(ids)
         if unknown:
-            words = sorted(unknown)
-            shown = ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+            shown = ", ".join(sorted(unknown)[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
             warnings.warn(f"words this small CLIP never saw are left out: {shown}", stacklevel=2)
         return rows
 
@@ -177,8 +175,8 @@ class ClipBridge(nn.Module):
         model = self.model
         ends = tokens.argmax(dim=-1)  # the end mark has the highest id
         length = int(ends.max()) + 1
-        dtype = model.token_embedding.weight.dtype
-        x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length].to(dtype)  # (B, L, D)
+        x = model.token_embedding(tokens[:, :length])  # (B, L, D)
+        x = x + model.positional_embedding[:length].to(x.dtype)
         for block in model.transformer.resblocks:
             x = run_block(block, x)
         words = model.ln_final(x)  # (B, L, D)

@@ -120,6 +120,11 @@ class ImageEncoder(nn.Module):
         for layer in (self.emb_features, self.emb_cnn_code):
             nn.init.uniform_(layer.weight, -0.1, 0.1)
 
+    @property
+    def proj(self) -> Tensor:
+        """What makes codes, under the name of CLIP's."""
+        return self.emb_cnn_code.weight
+
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
         self.eyes.eval()

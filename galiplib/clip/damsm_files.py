@@ -23,6 +23,7 @@ from ..files import WeightsError, existing, fit, load_torch, state_dict
 from .bridge import ClipBridge
 from .damsm import WIDTH, ClipEyes, ImageEncoder, Inception, TextEncoder, cut, words_of
 
+ELSEWHERE = "elsewhere"  # `clip.damsm` of the authors' generators: the folder is not known
 ALL = 1_000_000  # words of a caption: more than any has
 
 

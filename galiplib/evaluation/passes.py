@@ -148,7 +148,7 @@ class FeatureNetworks:
         asked: dict[str, Extractor] = {}
         if bridge:
             asked["clip"] = extractor("clip", bridge=bridge)
-            if bridge.convention != "clip":
+            if bridge.convention == "reference":
                 own = ClipBridge(bridge.model, "clip", bridge.taps, bridge.prompt_layers).to(bridge.pixel_mean.device)
                 asked["clip, as it was trained"] = extractor("clip", bridge=own)
         if judge:
@@ -164,7 +164,9 @@ class FeatureNetworks:
         scores = as_asked(self.judge, found["judge"], captions) if self.judge else {}
         if self.bridge:
             own = found.get("clip, as it was trained", found["clip"])
-            scores |= {"clip_similarity": cosines(found["clip"], text), "clip_score": clip_score(own, text)}
+            scores["clip_similarity"] = cosines(found["clip"], text)
+            if self.bridge.convention != "damsm":
+                scores["clip_score"] = clip_score(own, text)
         return scores
 
 

@@ -219,6 +219,7 @@ class AttnGAN(System):
     wants = frozenset({"words", "classes"})
     whole_batch = True  # DAMSM's losses contrast its pairs
     betas = (0.5, 0.999)
+    paper_average = 0.999
     generator: Generator
 
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
@@ -246,10 +247,6 @@ class AttnGAN(System):
     def phases(self) -> Sequence[Phase]:
         losses_d, losses_g = self.discriminator_losses, self.generator_losses
         return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
-
-    @property
-    def bridge(self) -> Any:
-        return self._bridge[0]
 
     def in_order(self, batch: Batch) -> Batch:
         """The batch as the published code has it."""

@@ -240,10 +240,6 @@ class GALIP(System):
     def make_generator(cls, bridge: ClipBridge, config: Any) -> TextToImage:
         return cls.generator_class(bridge, config)
 
-    @property
-    def bridge(self) -> ClipBridge:
-        return self._bridge[0]
-
     def learners(self, role: Role) -> Sequence[nn.Module]:
         return [*super().learners(role), *([self.projected] if self.projected and role == "discriminator" else [])]
 
@@ -287,9 +283,8 @@ class GALIP(System):
             with torch.no_grad():  # the penalty asks for gradients towards the features, not towards the pixels
                 features, sentence = self.bridge.tap_image(images), batch.text.sentence
             text, _ = batch.with_next(head.project_text)
-            logit_fake = head.logits(
-                head.project_features(self.discriminator(made.features.detach())), text[self.drawn(batch)]
-            )
+            seen = head.project_features(self.discriminator(made.features.detach()))
+            logit_fake = head.logits(seen, text[self.drawn(batch)])
         if penalised:  # its graph is the real pairs': in fp32 then, all of it
             features, sentence = as_leaf(features), as_leaf(sentence)
             batch = replace(batch, text=replace(batch.text, sentence=sentence))
