@@ -33,6 +33,7 @@ class Later:
 build, configs, evaluation, files, images = map(Later, (".build", ".config", ".evaluation", ".files", ".images"))
 loading, clip_files, clip_training = map(Later, (".checkpoints.loading", ".clip.files", ".clip.training"))
 bridges, damsm_files, damsm_training = map(Later, (".clip.bridge", ".clip.damsm_files", ".clip.damsm_training"))
+distillation = Later(".clip.distillation")
 datasets, shard_writing, plotting = map(Later, (".data.datasets", ".data.shard_writing", ".course.plotting"))
 animation, folders, provenance = map(Later, (".sampling.animation", ".sampling.folder", ".sampling.provenance"))
 sampling, bf16, precisions, runs = map(Later, (".sampling.sample", ".sampling.bf16", ".precision", ".runs.run"))
@@ -42,6 +43,7 @@ PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it choos
 WEIGHTS_HELP = "mini (shipped), a run folder, a .safetensors file or a .pth of GALIP's, RATLIP's or AttnGAN's authors"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
+SPLITS = ("train", "test")
 ABORTED = {"shards": "stopped; finished shards are kept, the same command goes on"}
 
 
@@ -89,10 +91,19 @@ def describe(args: argparse.Namespace) -> None:
 
 def train_clip(args: argparse.Namespace) -> None:
     """Train a small CLIP, measure it, write it with its record."""
-    config = configure(args)
-    held_out = build.held_out_data(config)
-    train, device = build.make_data(config), build.pick_device(args.device)
-    record = clip_training.learn_clip(config, train, held_out, args.out, device, command=command_line())
+    config, device, told = configure(args), build.pick_device(args.device), {"command": command_line()}
+    if args.teacher:
+        sets = {config.data.name: config}
+        for name, _, folder in (pair.partition("=") for pair in args.also):
+            own = [f"data.name={name}", f"data.folder={folder or f'data/{name}'}"]
+            sets[name] = configs.load_config(args.profile, [*args.set, *own])
+        train, held_out = ({name: build.make_data(own, split) for name, own in sets.items()} for split in SPLITS)
+        record = distillation.distil_clip(config, train, held_out, args.out, device, **told)
+    elif args.also:
+        raise ValueError("--also goes with --teacher: alone, a small CLIP learns from one data set")
+    else:
+        held_out = build.held_out_data(config)
+        record = clip_training.learn_clip(config, build.make_data(config), held_out, args.out, device, **told)
     print(json.dumps(record["metrics"], indent=2))
 
 
@@ -297,7 +308,12 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--allow-changes", bool, "go on with another configuration than before"),
         ("--export", Path, "also write the measured generator here, as safetensors"),
     ]),
-    "train-clip": (train_clip, [*CONFIG, DEVICE, ("--out", Path, "the .safetensors file to write", MUST)]),
+    "train-clip": (train_clip, [
+        *CONFIG, DEVICE, ("--out", Path, "the .safetensors file to write", MUST),
+        ("--teacher", str, "a network to learn to see from, of photographs", {"choices": ("imagenet",)}),
+        ("--also", str, "with --teacher: a data set to learn from as well, repeatable",
+         {"action": "append", "default": [], "metavar": "NAME=FOLDER"}),
+    ]),
     "train-damsm": (train_damsm, [
         *CONFIG, DEVICE, ("--out", Path, "the folder to write to", MUST),
         ("--eyes", str, "what looks at pictures: InceptionV3, as published, or the profile's CLIP",

@@ -88,7 +88,7 @@ class DataConfig(Section):
 class ClipConfig(Section):
     """The frozen CLIP, and how the small one is trained."""
 
-    name: str = Field("mini", description="'mini' (shipped), 'own' (trained first), a file, or ViT-B/32, ...")
+    name: str = Field("mini", description="mini (shipped), own (trained first), a file, ViT-B/32, ...")
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
     taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
     prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")
@@ -96,6 +96,7 @@ class ClipConfig(Section):
     width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the image encoder")
     layers: int = Field(4, ge=1, description="small CLIP: blocks of the image encoder")
     patch_size: int = Field(8, ge=1, description="small CLIP: side of a patch, pixels")
+    stem: Literal["", "lite0"] = Field("", description="small CLIP: frozen network's first blocks beside its patches")
     embed_dim: int = Field(128, ge=8, description="small CLIP: width of the common space")
     text_width: int = Field(128, ge=64, multiple_of=64, description="small CLIP: width of the text encoder")
     text_layers: int = Field(2, ge=1, description="small CLIP: blocks of the text encoder")
@@ -321,8 +322,7 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     """The configuration of a profile with overrides.
 
     Args:
-        profile: a shipped name (`profiles()`) or the path of a YAML file with the same sections; of either a variant
-            (`variants()`) by its name behind a colon: "birds:ratlip".
+        profile: a shipped name (`profiles()`) or a YAML file's path; behind a colon a variant of it: "birds:ratlip".
         overrides: `{"train.max_steps": 100}` or `["train.max_steps=100"]` (by `read_value`, as profiles' values are).
 
     Raises ConfigError for an unknown profile, variant or key, or a value that does not fit, naming what would be right.

@@ -144,7 +144,7 @@ def test_save_and_load_round_trip(tmp_path, small_clip):
 
 
 def test_damaged_missing_or_foreign_clip_files(tmp_path):
-    whole = clip_files.SHIPPED.read_bytes()
+    whole = clip_files.SHIPPED["mini"].read_bytes()
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="cut.safetensors is damaged"):

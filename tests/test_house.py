@@ -11,6 +11,7 @@ CORE = "config system training losses blocks augmentation precision clip.bridge 
 NEW = "systems.dfgan systems.ratgan systems.attngan systems.lafite systems.projected clip.distillation".split()
 NEW += "systems.energy efficientnet evaluation.samples evaluation.noticed".split()
 NEW += "clip.damsm clip.damsm_files clip.damsm_training checkpoints.attngan".split()
+NEW += "evaluation.photographs clip.stem data.colours".split()
 BELOW = "config files images precision losses blocks augmentation system training distributed clip data systems"
 BELOW += " build checkpoints efficientnet"
 BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a configuration: by build alone
@@ -20,7 +21,7 @@ RULES = {  # a wing's name means all its modules; each may import its own wing a
     2: {"system": "config", "augmentation": "config", "training": "system config augmentation precision"},
     3: {"systems": "system blocks losses clip.bridge clip.damsm efficientnet config precision augmentation"},
     4: {"data": "files images", "images": "files"},
-    5: {"clip.bridge": "", "clip.damsm": "", "clip": "data files images config precision",
+    5: {"clip.bridge": "", "clip.damsm": "", "clip": "data files images config precision efficientnet",
         "efficientnet": "files"},
     6: {"build": "config files precision clip data systems system", "distributed": "config training"},
     7: {"checkpoints": "build systems system clip files config"},

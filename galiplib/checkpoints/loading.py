@@ -19,7 +19,7 @@ from .published import Published, check_format, import_reference, is_reference, 
 from .published import export_reference as write_reference
 from .store import FOLDER, KIND, Checkpoints, recorded_config
 
-SHIPPED = WEIGHTS / "generator_mini.safetensors"
+SHIPPED = {name: WEIGHTS / f"generator_{name}.safetensors" for name in ("mini",)}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -84,9 +84,9 @@ def load_discriminator(
     return discriminator, _filled(head, "head", path, content, device)
 
 
-def generator_record(path: str | Path = SHIPPED) -> dict[str, Any]:
-    """How an exported generator was made: configuration, steps, and what `Run.export` was told."""
-    return load_weights(path, KIND)[1]
+def generator_record(path: str | Path = "mini") -> dict[str, Any]:
+    """How a generator, shipped or exported, was made: configuration, steps, and what `Run.export` was told."""
+    return load_weights(SHIPPED.get(str(path), path), KIND)[1]
 
 
 def export_reference(
@@ -119,7 +119,7 @@ def export_reference(
 
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """A file, or a run folder's newest whole checkpoint -> where it lies, its content; an export's looks alike."""
-    path = SHIPPED if path == "mini" else Path(path)
+    path = SHIPPED.get(str(path), Path(path))
     if path.is_dir():
         content = Checkpoints(path).load()
         if content is None:

@@ -13,21 +13,22 @@ from torch import Tensor
 
 from ..files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights, state_dict
 from .bridge import CLIP
+from .stem import give_stem
 
-SHIPPED = WEIGHTS / "clip_mini.safetensors"
+SHIPPED = {name: WEIGHTS / f"clip_{name}.safetensors" for name in ("mini",)}
 KIND = "galiplib clip"
 ARCHIVE_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold as tensors
 
 
-def save_clip(path: str | Path, model: CLIP, geometry: dict[str, int], record: dict[str, Any]) -> None:
+def save_clip(path: str | Path, model: CLIP, geometry: dict[str, Any], record: dict[str, Any]) -> None:
     """Write a small CLIP as fp16 safetensors with its geometry, vocabulary and provenance record."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     save_weights(path, KIND, tensors, {"geometry": geometry, "vocabulary": model.vocabulary, **record})
 
 
-def clip_record(path: str | Path = SHIPPED) -> dict[str, Any]:
-    """How a small CLIP was made: geometry, vocabulary, command, seed, data, metrics."""
-    return load_weights(path, KIND)[1]
+def clip_record(path: str | Path = "mini") -> dict[str, Any]:
+    """How a small CLIP, shipped or in a file, was made: geometry, vocabulary, command, seed, data, metrics."""
+    return load_weights(SHIPPED.get(str(path), path), KIND)[1]
 
 
 def load_clip(
@@ -36,17 +37,17 @@ def load_clip(
     """A frozen `clip.model.CLIP` in eval mode.
 
     Args:
-        name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32"; `clip.load`
-            downloads it once, with a progress bar, into ~/.cache/clip and checks its SHA-256), or a file with the
-            same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save`).
+        name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32";
+            `clip.load` downloads it once, with a progress bar, into ~/.cache/clip and checks its SHA-256), or a file
+            with the same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save`).
         dtype: of its parameters.
 
     Raises:
         WeightsError: for an unknown name, a damaged or unsafe file, names or shapes that don't fit, or a download
             that fails; without a network it says which file to put where.
     """
-    if name == "mini":
-        model = _load_small(SHIPPED)
+    if str(name) in SHIPPED:
+        model = _load_small(SHIPPED[str(name)])
     elif str(name).endswith(".safetensors"):
         model = _load_small(Path(name))
     elif str(name) in clip.available_models():
@@ -54,7 +55,7 @@ def load_clip(
     elif Path(name).is_file():
         model = _from_file(Path(name))
     else:
-        known = ", ".join(["mini", *clip.available_models()])
+        known = ", ".join([*SHIPPED, *clip.available_models()])
         raise WeightsError(f"no CLIP named {str(name)!r} and no such file; known names: {known}")
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
@@ -62,7 +63,9 @@ def load_clip(
 def _load_small(path: Path) -> CLIP:
     tensors, record = load_weights(path, KIND)
     try:
-        model = CLIP(vocab_size=len(record["vocabulary"]), **record["geometry"]).float()
+        geometry = dict(record["geometry"])
+        stem = geometry.pop("stem", "")
+        model = give_stem(CLIP(vocab_size=len(record["vocabulary"]), **geometry).float(), stem)
     except (KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} doesn't hold a whole CLIP: {str(error)[:300]}") from None
     fit(model, tensors, f"the CLIP in {path}")

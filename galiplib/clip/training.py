@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,13 @@ from tqdm import tqdm
 from ..config import ClipConfig, Config, DataConfig
 from ..data import minibirds
 from ..data.batches import CaptionIndex, Source
+from ..data.colours import NAMES, PARTS, colour_of
 from ..files import load_torch, write_atomically
 from ..images import to_images
 from ..precision import autocast
 from .bridge import CLIP, ClipBridge, bpe_tokenizer
 from .files import save_clip
+from .stem import give_stem
 
 WARM_UP_STEPS = 50
 SAVED_EVERY = 50  # steps that an interruption costs at most
@@ -49,19 +51,20 @@ def vocabulary_of(captions: list[str]) -> list[int]:
     return sorted(used | {tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]})
 
 
-def clip_geometry(config: ClipConfig, data: DataConfig) -> dict[str, int]:
+def clip_geometry(config: ClipConfig, data: DataConfig) -> dict[str, Any]:
     """The small CLIP's arguments for `clip.model.CLIP`, except its vocabulary."""
     return {
         "embed_dim": config.embed_dim, "image_resolution": data.image_size, "vision_layers": config.layers,
         "vision_width": config.width, "vision_patch_size": config.patch_size, "context_length": config.context_length,
         "transformer_width": config.text_width, "transformer_heads": config.text_width // 32,
         "transformer_layers": config.text_layers,
-    }  # fmt: skip
+    } | ({"stem": config.stem} if config.stem else {})  # fmt: skip
 
 
-def new_clip(geometry: dict[str, int], vocabulary: list[int]) -> CLIP:
+def new_clip(geometry: dict[str, Any], vocabulary: list[int]) -> CLIP:
     """An untrained `clip.model.CLIP` in fp32 whose token ids are the positions in `vocabulary`."""
-    model = CLIP(vocab_size=len(vocabulary), **geometry).float()
+    plain = {name: value for name, value in geometry.items() if name != "stem"}
+    model = give_stem(CLIP(vocab_size=len(vocabulary), **plain).float(), geometry.get("stem", ""))
     model.vocabulary = list(vocabulary)
     nn.init.normal_(model.visual.positional_embedding, std=POSITION_SCALE)
     nn.init.normal_(model.positional_embedding, std=TOKEN_SCALE)
@@ -100,6 +103,21 @@ def word_pair_targets(index: CaptionIndex) -> tuple[list[str], Tensor, Tensor]:
     return [" ".join(pair) for pair in pairs], distribution(of_text), distribution(of_image)
 
 
+def adamw(
+    parameters: list[nn.Parameter], config: ClipConfig, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW without decay of biases and norms, and its schedule: warm-up, then a cosine to zero over all steps."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    warm_up = min(WARM_UP_STEPS, max(1, steps // 4))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
 @dataclass(frozen=True)
 class ClipReport:
     """One training step: its number, the contrastive and the word-pair loss, and the inverse temperature."""
@@ -128,17 +146,8 @@ class ClipTraining:
         self.of_text, self.of_image = of_text.to(self.device), of_image.to(self.device)
         self.tokens = bridge.tokenize(self.index.texts).to(self.device)
         self.pair_head = nn.Linear(bridge.embed_dim, len(pairs)).to(self.device)
-        self.parameters = [*bridge.model.parameters(), *self.pair_head.parameters()]
-        groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-        warm_up = min(WARM_UP_STEPS, max(1, config.max_steps // 4))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.max_steps)),
-        )
+        self.parameters = [p for part in (bridge.model, self.pair_head) for p in part.parameters() if p.requires_grad]
+        self.optimizer, self.schedule = adamw(self.parameters, config, config.max_steps)
 
     def advance(self) -> ClipReport:
         """One step."""
@@ -187,6 +196,28 @@ def train_clip(bridge: ClipBridge, data: Source, config: ClipConfig, seed: int =
         yield training.advance()
 
 
+def train_and_keep(training: Any, steps: int, part: Path, key: str, progress: bool = True) -> float:
+    """Bring a training (`ClipTraining`, or what steps, states and reports alike) to its last step -> seconds of it.
+
+    It goes on from `part`, if that was written under the same key; it is written every 50 steps.
+    """
+    seconds = 0.0
+    if part.is_file() and (kept := load_torch(part))["key"] == key:
+        training.restore(kept["training"])
+        seconds = kept["seconds"]
+    with tqdm(total=steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1) as bar:
+        while training.step < steps:
+            started = time.perf_counter()
+            report = vars(training.advance())
+            seconds += time.perf_counter() - started
+            if training.step % SAVED_EVERY == 0:
+                state = {"key": key, "training": training.state(), "seconds": seconds}
+                write_atomically(part, partial(torch.save, state))
+            bar.set_postfix({name: f"{value:.2f}" for name, value in report.items() if name != "step"}, refresh=False)
+            bar.update()
+    return seconds
+
+
 def learn_clip(
     config: Config, train: Source, held_out: Mapping[str, Source], path: str | Path,
     device: str | torch.device = "cpu", progress: bool = True, **record: Any,
@@ -204,23 +235,9 @@ def learn_clip(
     vocabulary = vocabulary_of([text for texts in train.captions for text in texts])
     bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
     training = ClipTraining(bridge, train, config.clip, config.train.seed)
-    part, seconds = Path(f"{path}.part"), 0.0
-    key = json.dumps([config.clip.model_dump(), config.data.model_dump(), config.train.seed, vocabulary])
-    if part.is_file() and (kept := load_torch(part))["key"] == key:
-        training.restore(kept["training"])
-        seconds = kept["seconds"]
     steps = config.clip.max_steps
-    with tqdm(total=steps, initial=training.step, desc="small CLIP", disable=not progress, mininterval=1) as bar:
-        while training.step < steps:
-            started = time.perf_counter()
-            report = training.advance()
-            seconds += time.perf_counter() - started
-            if training.step % SAVED_EVERY == 0:
-                state = {"key": key, "training": training.state(), "seconds": seconds}
-                write_atomically(part, partial(torch.save, state))
-            shown = {"contrastive": f"{report.contrastive:.2f}", "word_pairs": f"{report.word_pairs:.2f}"}
-            bar.set_postfix(shown, refresh=False)
-            bar.update()
+    key = json.dumps([config.clip.model_dump(), config.data.model_dump(), config.train.seed, vocabulary])
+    seconds = train_and_keep(training, steps, Path(f"{path}.part"), key, progress)
     stored = ClipBridge(bridge.model.half().float())
     record |= {
         "seed": config.train.seed, "data": config.data.model_dump(), "clip": config.clip.model_dump(), "steps": steps,
@@ -228,13 +245,14 @@ def learn_clip(
         "torch": torch.__version__,
     }  # fmt: skip
     save_clip(path, stored.model, geometry, record)
-    part.unlink(missing_ok=True)
+    Path(f"{path}.part").unlink(missing_ok=True)
     return record
 
 
 # ---------------------------------------------------------------- what it has understood
 
 MEASURED = 1000  # photographs that a measurement looks at
+LEAST = 50  # photographs of known colour, below which a part's is not measured
 
 PROMPTS = {
     "body": [f"a {colour} bird" for colour in minibirds.COLOURS],
@@ -269,11 +287,30 @@ def retrieval(image: Tensor, text: Tensor, candidates: int = 100) -> float:
     return torch.cat(hits).float().mean().item()
 
 
+def colours(bridge: ClipBridge, image: Tensor, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Embeddings of photographs (N, E) and all captions of each -> `prompt` and `majority`: part -> share.
+
+    The share whose colour, as their captions agree on it, a plain prompt finds among ten; and what naming the most
+    frequent one every time would reach.
+    """
+    found: dict[str, dict[str, float]] = {"prompt": {}, "majority": {}}
+    for part, (_, prompt) in PARTS.items():
+        truth = torch.tensor([colour_of(texts, part) for texts in captions], device=image.device)
+        known = truth >= 0
+        if known.sum() >= LEAST:
+            text = text_embeddings(bridge, [minibirds.with_articles(prompt.format(colour)) for colour in NAMES])
+            best = (image[known] @ text.T).argmax(1)
+            found["prompt"][part] = (best == truth[known]).float().mean().item()
+            found["majority"][part] = (truth[known] == truth[known].mode().values).float().mean().item()
+    return found
+
+
 def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str, dict[str, float]]:
     """What a CLIP knows of pictures it has not seen.
 
     Returns:
         `retrieval`: see there; of mini birds with the caption that names all, of photographs with the first one.
+        Of photographs also what `colours` gives.
         Of mini birds also `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings",
         ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
         fits best.
@@ -282,8 +319,9 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
         count = min(MEASURED, len(data))
         chosen = np.random.default_rng(0).permutation(len(data))[:count]  # neighbours in a data set are alike
         pixels, rows = data.pixels(chosen)
-        text = text_embeddings(bridge, [data.captions[row][0] for row in rows])
-        return {"retrieval": {"image_to_text": retrieval(image_embeddings(bridge, pixels), text, candidates)}}
+        captions = [data.captions[row] for row in rows.tolist()]
+        image, text = image_embeddings(bridge, pixels), text_embeddings(bridge, [texts[0] for texts in captions])
+        return {"retrieval": {"image_to_text": retrieval(image, text, candidates)}, **colours(bridge, image, captions)}
     image = image_embeddings(bridge, data.pixels(np.arange(len(data)))[0])
     column = list(minibirds.ATTRIBUTES).index
     prompt, counterfactual = {}, {}

@@ -26,7 +26,15 @@ from ..data import minibirds
 from ..data.batches import Source
 from ..images import EvaluationError
 from ..system import TextToImage
-from .features import Extractor, default_features, extractor, load_statistics, measure_name, real_statistics
+from .features import (
+    Extractor,
+    ImagenetFeatures,
+    default_features,
+    extractor,
+    load_statistics,
+    measure_name,
+    real_statistics,
+)
 from .judge import JUDGED, Judge, load_judge
 from .measures import (
     Measured,
@@ -52,10 +60,12 @@ from .passes import (
     look_at,
     real_pictures,
 )  # fmt: skip
+from .photographs import bird_share, colour_following
 from .pixels import pixel_measure
 from .protocol import BATCH, Plan, evaluating, plan
 
 TRIES = 4  # pictures of a caption that diversity compares
+SPREAD = 200  # real photographs of which a pixel's deviation is taken
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,19 @@ class Evaluation:
         shares = partial(precision_recall, *sides)
         self.attempt(names("precision"), lambda: {names(name): found for name, found in shares().items()})
 
+    def add_photographs(
+        self, look: ImagenetFeatures, real: Tensor, fake: Tensor, rows: Tensor, captions: Sequence[Sequence[str]],
+        asked: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Note what is asked of photographs; arguments as `photographs.colour_following`."""
+        share = bird_share(look.network.classes(real))
+        if share.value >= 0.5:  # a data set of birds
+            self.add("bird_share", bird_share(look.network.classes(fake)))
+            self.add("bird_share_real", share)
+        for part, measured in colour_following(real, captions, rows, fake, asked).items():
+            for name, found in measured.items():
+                self.add(name, found, part)
+
 
 def evaluate(
     generator: TextToImage, bridge: ClipBridge, data: dict[str, Source], config: EvalConfig,
@@ -173,7 +196,9 @@ def evaluate(
         energy_eighth to fine_energy, colourfulness, saturation, rim: as `noticed.noticed` says, means.
         ssim, ms_ssim, lpips, topiq: as `eval.metrics` asks.
         caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the judge sees
-            what the caption asked for; chance. What ends in _real: the same of real pictures.
+            what the caption asked for; chance. Of photographs instead, over EfficientNet-Lite2's features (see
+            `photographs`): bird_share; colour_following, colour_probe, colour_majority: part -> share. What ends in
+            _real: the same of real pictures.
         images: pictures generated, over both splits; images_measured: of the first; features: extractors' names.
 
     Raises:
@@ -216,6 +241,8 @@ def evaluate(
                 result.add_spread("_real", lambda own: fitting_pictures(own, side), *asked)
             else:
                 result.left_out["pixel_spread_real"] = "no two real pictures of this data set share a caption"
+                photos = real.pictures.get(torch.arange(min(len(chosen.real), SPREAD)))[0].flatten(1)
+                result.values["pixel_spread_any_real"] = pixel_spread(photos, [0] * len(photos)).item()
                 for look in extractors:
                     name = "diversity_real" if look is extractors[0] else f"{look.name}_diversity_real"
                     result.values[name] = torch.pdist(real.features[look.name][:KEPT]).mean().item()
@@ -232,6 +259,13 @@ def evaluate(
             result.add_scores(look_at(own, FeatureNetworks((), judge=judge), *passed).scores, "_held_out")
             result.values["chance"] = {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED}
             result.values["images"] += len(held_out)
+    for look in extractors:
+        if isinstance(look, ImagenetFeatures) and not judge:
+            asked = [text for text, first in zip(chosen.captions, chosen.first, strict=True) if first][:KEPT]
+            rows = torch.from_numpy(chosen.real[:KEPT])
+            captions = [data[main].captions[row] for row in rows.tolist()]
+            sides = real.features[look.name][:KEPT].clone(), fake.features[look.name].clone()  # no inference tensors
+            result.add_photographs(look, *sides, rows, captions, asked)
     result.values["features"] = [look.name for look in extractors]
     return result
 

@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("the sampler panel needs ipywidgets: pip install 'galiplib[notebooks]'") from error
 
-from ..checkpoints.loading import load_generator
+from ..checkpoints.loading import SHIPPED, load_generator
 from ..checkpoints.store import find_checkpoints
 from ..config import Config
 from ..runs.run import Run
@@ -252,7 +252,7 @@ class _Sampler:
 
     def _find_checkpoints(self) -> None:
         c = self.controls
-        paths = ["mini", self.origin.checkpoint, *map(str, find_checkpoints(self.folder))]
+        paths = [*SHIPPED, self.origin.checkpoint, *map(str, find_checkpoints(self.folder))]
         with self._by_itself():
             c.checkpoint.options = [(self._label(path), path) for path in dict.fromkeys(paths)]
             c.checkpoint.value, c.averaged.value = self.origin.checkpoint, self.origin.ema
@@ -260,8 +260,8 @@ class _Sampler:
         c.averaged.disabled = not Path(self.origin.checkpoint).is_dir()
 
     def _label(self, path: str) -> str:
-        if path == "mini":
-            return "mini (shipped)"
+        if path in SHIPPED:
+            return f"{path} (shipped)"
         return str(Path(path).relative_to(self.folder)) if Path(path).is_relative_to(self.folder) else path
 
     def _load(self) -> None:
