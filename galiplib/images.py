@@ -22,6 +22,14 @@ class EvaluationError(ValueError):
     """Something that can't be measured; the message says what and where."""
 
 
+class NotFinite(EvaluationError, FloatingPointError):
+    """NaN or infinity: a fault of the weights, not of the data."""
+
+
+class TooFew(EvaluationError):
+    """Too few real pictures to measure by."""
+
+
 def to_images(pixels: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -35,12 +43,12 @@ def to_range(images: Tensor, wanted: str = "signed", numbers: Sequence[int] | No
     Args:
         wanted: "signed": float in [-1, 1] (judge, CLIP bridge); "unit": float in [0, 1] (torchmetrics, pyiqa);
             "byte": uint8 in 0..255, rounded (InceptionV3). ValueError for others.
-        numbers: of the pictures, for the EvaluationError about one that is not finite; by default from 0 on.
+        numbers: of the pictures, for the NotFinite about one that is not; by default from 0 on.
     """
     bad = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
         number = bad[0] if numbers is None else numbers[bad[0]]
-        raise EvaluationError(f"picture {number} is not finite ({len(bad)} of {len(images)} aren't)")
+        raise NotFinite(f"picture {number} is not finite ({len(bad)} of {len(images)} aren't)")
     signed = images.float().clamp(-1, 1)
     if wanted == "byte":
         return ((signed + 1) * 127.5).round().to(torch.uint8)
@@ -50,10 +58,10 @@ def to_range(images: Tensor, wanted: str = "signed", numbers: Sequence[int] | No
 
 
 def check_finite(images: Tensor) -> None:
-    """Raises FloatingPointError if a picture of (N, ...) holds NaN or infinity; says how many do."""
+    """Raises NotFinite if a picture of (N, ...) holds NaN or infinity; says how many do."""
     if bad := int((~images.isfinite()).flatten(1).any(dim=1).sum()):
         why = "the weights have probably diverged; take an earlier checkpoint"
-        raise FloatingPointError(f"{bad} of {len(images)} pictures hold NaN or infinity: {why}")
+        raise NotFinite(f"{bad} of {len(images)} pictures hold NaN or infinity: {why}")
 
 
 def to_uint8(images: Tensor | np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..config import ClipConfig, Config, DataConfig
-from ..data import minibirds
+from ..data import DataError, minibirds
 from ..data.batches import CaptionIndex, Source
 from ..data.colours import NAMES, PARTS, colour_of
+from ..data.embeddings import unreadable
 from ..files import load_torch, write_atomically
 from ..images import to_images
 from ..precision import autocast
@@ -236,14 +238,21 @@ def learn_clip(
     bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
     training = ClipTraining(bridge, train, config.clip, config.train.seed)
     steps = config.clip.max_steps
-    key = json.dumps([config.clip.model_dump(), config.data.model_dump(), config.train.seed, vocabulary])
+    made_of = [config.data.model_dump(), train.fingerprint, config.train.seed, vocabulary]
+    key = json.dumps([config.clip.model_dump(), *made_of])
     seconds = train_and_keep(training, steps, Path(f"{path}.part"), key, progress)
     stored = ClipBridge(bridge.model.half().float())
     record |= {
         "seed": config.train.seed, "data": config.data.model_dump(), "clip": config.clip.model_dump(), "steps": steps,
-        "seconds": round(seconds), "metrics": {split: measure(stored, data) for split, data in held_out.items()},
-        "torch": torch.__version__,
+        "seconds": round(seconds), "metrics": {}, "torch": torch.__version__,
+        "pictures": {"pictures": len(train), "digest": train.fingerprint},
     }  # fmt: skip
+    for split, data in held_out.items():
+        try:
+            record["metrics"][split] = measure(stored, data)
+        except DataError as error:  # no reason to lose what was trained
+            record["metrics"][split] = {"left_out": str(error)}
+            warnings.warn(f"the small CLIP is not measured on the split {split}: {error}", stacklevel=2)
     save_clip(path, stored.model, geometry, record)
     Path(f"{path}.part").unlink(missing_ok=True)
     return record
@@ -311,6 +320,7 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
     Returns:
         `retrieval`: see there; of mini birds with the caption that names all, of photographs with the first one.
         Of photographs also what `colours` gives.
+            Raises DataError if pictures can't be read, or fewer than two photographs can be asked about.
         Of mini birds also `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings",
         ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
         fits best.
@@ -320,7 +330,12 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
         chosen = np.random.default_rng(0).permutation(len(data))[:count]  # neighbours in a data set are alike
         pixels, rows = data.pixels(chosen)
         captions = [data.captions[row] for row in rows.tolist()]
-        image, text = image_embeddings(bridge, pixels), text_embeddings(bridge, [texts[0] for texts in captions])
+        unknown = unreadable(bridge, [texts[0] for texts in captions])
+        known = [place for place, texts in enumerate(captions) if texts[0] not in unknown]
+        if len(known) < 2:
+            raise DataError(f"retrieval takes two held-out pictures with captions that CLIP can read, not {len(known)}")
+        captions = [captions[place] for place in known]
+        image, text = image_embeddings(bridge, pixels[known]), text_embeddings(bridge, [texts[0] for texts in captions])
         return {"retrieval": {"image_to_text": retrieval(image, text, candidates)}, **colours(bridge, image, captions)}
     image = image_embeddings(bridge, data.pixels(np.arange(len(data)))[0])
     column = list(minibirds.ATTRIBUTES).index

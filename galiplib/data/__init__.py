@@ -11,6 +11,10 @@ class DataError(ValueError):
     """A data set that is missing, damaged or laid out otherwise; the message names the file and what would be right."""
 
 
+class EmptySplit(DataError):
+    """A split in which no picture can be used: what needs none of it goes on."""
+
+
 class BadRow(DataError):
     """One picture that can't be used: `reason` in a few words, `path` the file (or key) at fault."""
 

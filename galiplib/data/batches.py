@@ -52,6 +52,11 @@ class Source:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def fingerprint(self) -> str:
+        """A short hash that tells these pictures and captions from others, without opening each; here the captions'."""
+        return digest_of("\n".join(texts) for texts in self.captions)
+
     def pixels(self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None) -> Pixels:
         """Row numbers (B,) -> pictures; `random` draws crops and flips, `DRAWS` numbers a picture in their order."""
         raise NotImplementedError
@@ -104,11 +109,19 @@ class BatchReader(Dataset):
     seed: int  # of the order of the rows, crops, flips and captions
     part: slice  # the pictures of it that are read
 
+    def rows(self, step: int) -> np.ndarray:
+        """The rows (B,) of the whole batch: of an epoch without its rest, or of as many whole epochs as it takes."""
+        count, first = len(self.source), (step - 1) * self.size
+        if self.size <= count:
+            epoch, place = divmod(step - 1, count // self.size)
+            return self.source.rows(self.seed, epoch, place * self.size, (place + 1) * self.size).copy()
+        epochs = range(first // count, (first + self.size - 1) // count + 1)
+        found = np.concatenate([self.source.rows(self.seed, epoch, 0, count) for epoch in epochs])
+        return found[first % count :][: self.size]
+
     def read(self, step: int) -> tuple[np.ndarray, ...]:
         """Pictures of the part (b, S, S, 3) uint8; the whole batch's embeddings (B, E), captions' places, rows (B,)."""
-        epoch, place = divmod(step - 1, len(self.source) // self.size)
-        start = place * self.size
-        rows = self.source.rows(self.seed, epoch, start, start + self.size).copy()
+        rows = self.rows(step)
         bits = np.random.PCG64((self.seed, 4, step)).advance(DRAWS * self.part.start)  # past the pictures before
         pixels, rows[self.part] = self.source.pixels(rows[self.part], np.random.Generator(bits))
         places = self.captions.draw(rows, np.random.default_rng((self.seed, 1, step)))
@@ -163,19 +176,16 @@ class TrainingData:
     ) -> tuple[Any, ...]:
         """The batch of a step: pictures (B, 3, H, W) in [-1, 1] and a random caption's embedding each (B, E).
 
-        Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do. Of a training
-        in several processes, `part` are the pictures that this one wants: `slice(first, last)`; the embeddings are the
-        whole batch's all the same, for the mismatched captions.
+        Every epoch is a new order of the rows; its last, incomplete batch is dropped, as the authors do, and a batch of
+        more than all has some several times. Of a training in several processes, `part` are the pictures that this one
+        wants: `slice(first, last)`; the embeddings are the whole batch's all the same, for the mismatched captions.
 
         If more is wanted, of "words", "picture", "classes", all fields of a `system.Text` follow the pictures in their
         order, None where not wanted: words go through the text encoder anew each time (CUB's alone would fill 20 GB),
         pictures through CLIP as they are cropped, those outside of `part` left 0.
 
-        Raises ValueError if the batch is larger than the data set; DataError if shards can't be read, or no picture at
-        all can be decoded.
+        Raises DataError if shards can't be read, or no picture at all can be decoded.
         """
-        if size > len(self):
-            raise ValueError(f"train.batch_size = {size} is larger than the data set of {len(self)} pictures")
         part = part or slice(0, size)
         reader = BatchReader(self.source, self.captions, self.sentences, size, seed, part)
         pixels, sentences, places, rows = self._from_workers(reader, step) if self.workers else reader.read(step)

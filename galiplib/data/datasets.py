@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..images import save_png
-from . import SPLITS, BadRow, DataError, minibirds
+from . import SPLITS, BadRow, DataError, EmptySplit, minibirds
 from . import summary as data_summary
 from .batches import Source
 from .captions import read_captions, stripped
@@ -156,7 +156,7 @@ def open_dataset(
         warn: once, if anything is left out or cut by CLIP; it warns in any case if the split had to be made.
 
     Raises DataError for an unknown name or split, a folder that is missing or laid out otherwise, a damaged list or
-    table, or a split with no usable picture.
+    table; EmptySplit for a split with no usable picture.
     """
     if name not in NAMES:
         raise DataError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")
@@ -168,7 +168,8 @@ def open_dataset(
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}. {expected(name)}")
     boxes = read_boxes(folder / "CUB_200_2011") if name in LAYOUTS and LAYOUTS[name].boxes else None
-    rows = tqdm(list_rows(name, folder, split), desc=f"{name} {split}", disable=not progress)
+    listed = list_rows(name, folder, split)
+    rows = tqdm(listed, desc=f"{name} {split}", disable=not progress)
     bad, cut = list[BadRow](), list[str]()
 
     def usable() -> Iterator[Item]:
@@ -188,7 +189,10 @@ def open_dataset(
         photos.leave_out(error)
     photos.cut = cut
     if not len(photos):
-        raise DataError(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
+        other = SPLITS[1 - SPLITS.index(split)]
+        if not listed and (others := len(list_rows(name, folder, other))):
+            raise EmptySplit(f"the split {split} of {folder} is empty: its pictures, {others:,}, are for {other}")
+        raise EmptySplit(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
     if warn and (photos.left_out or photos.cut):
         warnings.warn(photos.summary(), stacklevel=2)
     return photos
@@ -239,7 +243,14 @@ def describe(
 
     Returns {"name", "folder", "splits": {split: numbers}, "sheet": the picture}; all but the sheet fits JSON.
     """
-    opened = [open_dataset(name, folder, split, image_size, progress, context_length, warn=False) for split in splits]
+    opened, empty = list[Photos](), list[EmptySplit]()
+    for split in splits:
+        try:
+            opened.append(open_dataset(name, folder, split, image_size, progress, context_length, warn=False))
+        except EmptySplit as error:
+            empty.append(error)
+    if not opened:
+        raise empty[0]
     if check:
         for photos in opened:
             photos.check(progress)
@@ -248,6 +259,8 @@ def describe(
     numbers = {photos.split: data_summary.numbers(photos) for photos in opened}
     for photos in opened:
         data_summary.print_numbers(photos, numbers[photos.split])
+    for error in empty:
+        print(f"\n{error}")
     if sheet is not None:
         print(f"sheet: {save_png(picture, sheet)}")
     return {"name": name, "folder": str(opened[0].folder), "splits": numbers, "sheet": picture}

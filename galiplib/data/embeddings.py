@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +42,22 @@ class TextEncoder(Protocol):
 def unique_captions(captions: Iterable[Sequence[str]]) -> list[str]:
     """Every caption once, in the order of length: captions of a batch are then alike, and short ones cost less."""
     return sorted({text for texts in captions for text in texts}, key=lambda text: (len(text), text))
+
+
+def unreadable(bridge: TextEncoder, captions: Sequence[str]) -> set[str]:
+    """The captions of which a CLIP knows no word: they can't be embedded. Halved until those are found."""
+    if not getattr(bridge.model, "vocabulary", None):  # OpenAI's knows all
+        return set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the words that it doesn't know
+        try:
+            bridge.tokenize(captions)
+            return set()
+        except ValueError:
+            if len(captions) == 1:
+                return set(captions)
+    half = len(captions) // 2
+    return unreadable(bridge, captions[:half]) | unreadable(bridge, captions[half:])
 
 
 def digest_of(captions: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from . import BadRow, DataError
 from .batches import Pixels, Source
 from .decoding import read_bytes, read_image, square_around
+from .embeddings import digest_of
 from .index import Index, Item, Rows
 from .layouts import read_classes
 
@@ -55,6 +56,13 @@ class Photos(Source):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures' names and sizes, in bytes and pixels, and of their captions."""
+        found = self.index.query("SELECT key, file, width, height, captions FROM pictures ORDER BY row")
+        sizes = (f"{key!r} {os.path.getsize(file)} {facts}" for key, file, *facts in found)
+        return digest_of([self.index.digest, *sizes])
 
     @property
     def good_rows(self) -> list[int]:

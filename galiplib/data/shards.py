@@ -29,11 +29,11 @@ from filelock import FileLock
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-from . import SPLITS, BadRow, DataError
+from . import SPLITS, BadRow, DataError, EmptySplit
 from .batches import Captions
 from .captions import captions_of, captions_of_json, stripped
 from .decoding import SUFFIXES
-from .embeddings import Progress, Table, TextEncoder, embeddings_file
+from .embeddings import Progress, Table, TextEncoder, digest_of, embeddings_file
 from .index import Index, Item, Writer
 from .pictures import Photos
 
@@ -85,6 +85,12 @@ class Shards(Photos):
     @property
     def texts(self) -> Sequence[str]:
         return self.index.texts
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the shards' names and sizes, which of their pictures these are, and all captions."""
+        rows = f"{self.first} {len(self)} {self.index.digest}"
+        return digest_of([rows, *(f"{name} {size}" for name, size in sorted(self.index.shards.items()))])
 
     def draw(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A random caption of each row -> places among all captions of the index (B,)."""
@@ -142,10 +148,10 @@ def open_shards(
         )
     rows = range(opened.pictures)
     if whole:
-        tested = min(max(1, len(rows) // 10), TESTED)
-        rows = rows[:-tested] if split == "train" else rows[-tested:]
+        tested = min(max(1, len(rows) // 10), TESTED, len(rows) - 1)
+        rows = rows[: len(rows) - tested] if split == "train" else rows[len(rows) - tested :]
         if not rows:
-            raise DataError(f"{place} holds {opened.pictures} picture: too few for a training and a test split")
+            raise EmptySplit(f"the split {split} of {place} is empty: its only picture is for train")
         warnings.warn(f"{place} has no train and test folders: its last {tested:,} are for testing", stacklevel=2)
     return Shards("shards", split, place, image_size, opened, rows, manifest.get("drawn", True))
 
@@ -164,7 +170,7 @@ def find_shards(folder: str, split: str) -> tuple[list[Path], bool]:
     if found[split]:
         return found[split], False
     if any(found.values()):
-        raise DataError(f"{root / split} holds no .tar files: other splits are there, this one is missing")
+        raise EmptySplit(f"{root / split} holds no .tar files: other splits are there, this one is missing")
     if not (shards := sorted(root.glob("*.tar"))):
         raise DataError(f"{root} holds no shards: right would be train/*.tar and test/*.tar, or *.tar of img2dataset")
     return shards, True

@@ -5,9 +5,11 @@ pictures (`measures`, `pixels`), so that all of it runs offline on any features.
 """
 # ruff: noqa: F401, I001
 
-from ..images import EvaluationError, to_range
+from ..images import EvaluationError, TooFew, to_range
 from .comparison import Comparison, compare
-from .evaluate import Evaluation, distance_of, evaluate, evaluate_folder, measure_folder, measure_generator
+from .evaluate import (
+    Evaluation, check_evaluation, distance_of, evaluate, evaluate_folder, measure_folder, measure_generator,
+)  # fmt: skip
 from .features import Extractor, extractor, load_statistics, real_statistics, save_statistics
 from .measures import (
     Frechet, Measured, Moments, Statistics, as_asked, caption_accuracy, clip_score, clip_similarity, cosines, diversity,

@@ -8,6 +8,7 @@ what is drawn and how varied, less how sharply. So EfficientNet-Lite2's stand be
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,9 @@ from ..clip.files import load_clip
 from ..config import Config, EvalConfig
 from ..data import minibirds
 from ..data.batches import Source
-from ..images import EvaluationError
+from ..data.embeddings import unreadable
+from ..data.pictures import some
+from ..images import EvaluationError, TooFew
 from ..system import TextToImage
 from .features import (
     Extractor,
@@ -37,6 +40,7 @@ from .features import (
 )
 from .judge import JUDGED, Judge, load_judge
 from .measures import (
+    FEWEST,
     Measured,
     Statistics,
     diversity,
@@ -132,16 +136,21 @@ class Evaluation:
             for name, number in variety(judge.answers(seen.features["judge"])).items():
                 self.add(name + end, number)
 
+    def of_few(self, name: str, measure: Callable[[], float]) -> None:
+        """Note a value without an error, or why there is none."""
+        self.attempt(name, lambda: Measured(measure(), math.nan, 0))
+
     def add_distances(self, look: Extractor, first: bool, real: Seen, fake: Seen, whole: Statistics | None) -> None:
         """Note what compares the features of all generated with those of all real pictures."""
         names = partial(measure_name, features=look.name, first=first)
         ours, theirs = real.moments[look.name], fake.moments[look.name]
         if self.plan:  # so that each generated picture belongs to a real one
-            self.add(names("frechet_distance"), halved_distance(ours, theirs))
-        self.add(names("frechet_floor"), real.floors[look.name])
-        self.values[names("frechet_images")] = real.pictures.count // 2
-        of_all = frechet_of(whole, theirs.statistics()).value if whole else ours.distance(None, theirs, None)
-        self.values[names("frechet_all")] = of_all
+            self.attempt(names("frechet_distance"), lambda: halved_distance(ours, theirs))
+        self.attempt(names("frechet_floor"), lambda: real.floors[look.name])
+        if names("frechet_floor") in self.values:
+            self.values[names("frechet_images")] = real.pictures.count // 2
+        of_all = partial(ours.distance, None, theirs, None)
+        self.of_few(names("frechet_all"), lambda: frechet_of(whole, theirs.statistics()).value if whole else of_all())
         self.values[names("frechet_all_real")] = whole.count if whole else int(ours.count.sum())
         sides = real.features[look.name][:KEPT], fake.features[look.name][:KEPT]
         self.attempt(names("kernel_distance"), lambda: kernel_distance(*sides))
@@ -200,27 +209,17 @@ def evaluate(
             `photographs`): bird_share; colour_following, colour_probe, colour_majority: part -> share. What ends in
             _real: the same of real pictures.
         images: pictures generated, over both splits; images_measured: of the first; features: extractors' names.
+        What takes more pictures or captions than there are is left out, and `left_out` says how many.
 
     Raises:
-        EvaluationError: for a missing split, too few pictures, or a generated picture that is not finite.
+        TooFew: for a split that is missing, as it is where it would be empty, or without a caption that CLIP can read.
+        NotFinite: for a generated picture that is not.
     """
-    main = "seen" if judge else "test"
-    if missing := {main, "test"} - set(data):
-        raise EvaluationError(f"evaluation needs the splits {main} and test; missing: {sorted(missing)}")
-    images = others = config.images
-    if judge and isinstance(images, int):
-        images, others = images - images // 2, images // 2
-    chosen = plan(data[main].captions, images, config.per_caption, config.seed)
-    if len(chosen.real) < 4:
-        raise EvaluationError(f"an evaluation needs four different real pictures, not {len(chosen.real)}")
+    main, chosen, others = _planned(bridge, data, config, judge)
     extractors, left_out = _looks(bridge, judge, config)
     measures = [pixel_measure(name, bridge.pixel_mean.device) for name in config.metrics]
     drawn, passed = partial(drawn_pictures, generator, bridge), (config.batch_size, progress)
     with evaluating(generator), evaluating(bridge):
-        networks = FeatureNetworks(extractors, bridge, judge)
-        real = real or look_at(real_pictures(data[main], chosen.real), networks, *passed)
-        fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
-        result = Evaluation(chosen, fake.scores, left_out=left_out, real=real)
         whole = None  # the real pictures' statistics that `eval.statistics` names
         if config.statistics == "cache":
             if note is None:
@@ -228,6 +227,10 @@ def evaluate(
             whole = real_statistics(data[main], extractors[0], note, progress=progress)
         elif config.statistics:
             whole = load_statistics(config.statistics, extractors[0].dim)[0]
+        networks = FeatureNetworks(extractors, bridge, judge)
+        real = real or look_at(real_pictures(data[main], chosen.real), networks, *passed)
+        fake = look_at(drawn(chosen.captions, config.seed), networks, *passed, chosen, real, measures)
+        result = Evaluation(chosen, fake.scores, left_out=left_out, real=real)
         for look in extractors:
             first = look is extractors[0]
             result.add_distances(look, first, real, fake, whole if first else None)
@@ -245,7 +248,7 @@ def evaluate(
                 result.values["pixel_spread_any_real"] = pixel_spread(photos, [0] * len(photos)).item()
                 for look in extractors:
                     name = "diversity_real" if look is extractors[0] else f"{look.name}_diversity_real"
-                    result.values[name] = torch.pdist(real.features[look.name][:KEPT]).mean().item()
+                    result.of_few(name, partial(_apart, real.features[look.name][:KEPT]))
         result.add_scores(fake.scores | {f"{name}_real": values for name, values in real.scores.items()})
         result.values["clip_convention"] = bridge.convention
         image, text = fake.pairs["image"], fake.pairs["text"]
@@ -254,7 +257,7 @@ def evaluate(
         result.attempt("r_precision_real", lambda: share_of(r_precision(photos, text, captions)))
         result.values.update(images=len(chosen), images_measured=len(chosen))
         if judge:
-            held_out = plan(data["test"].captions, others, config.per_caption, config.seed).captions
+            held_out = others.captions
             own = drawn(held_out, config.seed, 0, "held-out combinations")
             result.add_scores(look_at(own, FeatureNetworks((), judge=judge), *passed).scores, "_held_out")
             result.values["chance"] = {name: 1 / len(minibirds.ATTRIBUTES[name]) for name in JUDGED}
@@ -291,6 +294,53 @@ def evaluate_folder(
     result.add_scores(fake.scores | {f"{name}_real": values for name, values in real.scores.items()})
     result.values.update(images=pictures.count, real_images=len(data), features=[look.name for look in looks])
     return result.record()
+
+
+def check_evaluation(bridge: ClipBridge, data: dict[str, Source], config: Config) -> None:
+    """What `measure_generator` would stumble over, said before there is a generator.
+
+    Raises TooFew where there would be no Fréchet distance; EvaluationError or WeightsError for a network or a file of
+    statistics that can't be had.
+    """
+    judge = load_judge() if dataset_of(config).judged else None
+    main, chosen, _ = _planned(bridge, data, config.eval, judge)
+    if len(chosen.real) < FEWEST:
+        raise TooFew(f"it takes {FEWEST} held-out pictures, and the split {main} has {len(chosen.real)}")
+    looks, _ = _looks(bridge, judge, config.eval)
+    if config.eval.statistics not in (None, "cache"):
+        load_statistics(config.eval.statistics, looks[0].dim)
+
+
+def _planned(
+    bridge: ClipBridge, data: dict[str, Source], config: EvalConfig, judge: Judge | None
+) -> tuple[str, Plan, Plan]:
+    """The split that is measured on, what is drawn of it, and of "test"; captions that CLIP can't read left out."""
+    main = "seen" if judge else "test"
+    if missing := {main, "test"} - set(data):
+        needed = "split test" if main == "test" else f"splits {main} and test"
+        raise TooFew(f"an evaluation needs the {needed}; empty or missing: {sorted(missing)}")
+    images = others = config.images
+    if judge and isinstance(images, int):
+        images, others = images - images // 2, images // 2
+    plans = []
+    for split, count in {"test": others, main: images}.items():
+        captions: Sequence[list[str]] = data[split].captions
+        chosen = plan(captions, count, config.per_caption, config.seed)
+        if unreadable(bridge, chosen.captions):
+            bad = unreadable(bridge, sorted({text for texts in captions for text in texts}))
+            shown = f"{len(bad):,} of the split {split}: {some(sorted(bad))}"
+            warnings.warn(f"captions of which CLIP knows no word are left out, {shown}", stacklevel=3)
+            captions = [[text for text in texts if text not in bad] for texts in captions]
+            chosen = plan(captions, count, config.per_caption, config.seed)
+        plans.append(chosen)
+    return main, plans[-1], plans[0]
+
+
+def _apart(features: Tensor) -> float:
+    """The mean distance of any two of the features (N, D)."""
+    if len(features) < 2:
+        raise TooFew(f"the distance of any two real pictures takes two, not {len(features)}")
+    return torch.pdist(features).mean().item()
 
 
 def _looks(bridge: ClipBridge, judge: Judge | None, config: EvalConfig) -> tuple[list[Extractor], dict[str, str]]:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip.bridge import ClipBridge
-from ..images import EvaluationError, to_range
+from ..images import EvaluationError, NotFinite, TooFew, to_range
 from .judge import JUDGED, Judge, asked_of
 from .protocol import BATCH, embed_captions, evaluating
 
+FEWEST = 4  # real pictures that make two halves with a covariance each
 GROUPS = 10  # of samples, left out in turn for a standard error
 SPLITS = 4  # ways to part the real pictures in halves
 WIDE = 1024  # features above which the error of a Fréchet distance would take too long
@@ -89,7 +90,7 @@ class Moments:
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise EvaluationError(f"features must be (N, {self.dim}), not {tuple(features.shape)}")
         if not features.isfinite().all():
-            raise EvaluationError("features that are not finite have no Fréchet distance")
+            raise NotFinite("features that are not finite have no Fréchet distance")
 
     def gather(self) -> None:
         """Add up the sums of all processes, once, in the end."""
@@ -164,11 +165,15 @@ def halved_distance(real: Moments, other: Moments) -> Measured:
     """Fréchet distance of each half's real pictures to the other half's others, mean over several ways to halve.
 
     Both in `GROUPS` groups (first), picture by picture; `real` itself as `other` gives the floor. No standard error
-    where there are too few pictures, or too wide features.
+    where there are too few pictures, or too wide features. Raises TooFew for fewer than `FEWEST`.
     """
+    if (count := int(real.count.sum())) < FEWEST:
+        raise TooFew(f"halves of the real pictures take {FEWEST} of them, not {count}")
+    filled = real.count[:GROUPS].nonzero().flatten().tolist()
 
-    def distance(groups: Sequence[int]) -> float:
-        ways = [np.random.default_rng(way).permutation(list(groups)).tolist() for way in range(SPLITS)]
+    def distance(numbers: Sequence[int]) -> float:
+        groups = [filled[number] for number in numbers]
+        ways = [np.random.default_rng(way).permutation(groups).tolist() for way in range(SPLITS)]
         pairs = [(way[: len(way) // 2], way[len(way) // 2 :]) for way in ways]
         if other is not real:
             pairs = [pair for a, b in pairs for pair in ((a, b), (b, a))]
@@ -177,10 +182,10 @@ def halved_distance(real: Moments, other: Moments) -> Measured:
     error = math.nan
     if real.quick:
         try:
-            error = jackknife(distance, GROUPS)
+            error = jackknife(distance, len(filled))
         except EvaluationError:  # too few pictures for as many groups
             pass
-    return Measured(distance(range(GROUPS)), error, int(real.count.sum()))
+    return Measured(distance(range(len(filled))), error, count)
 
 
 # ---------------------------------------------------------------- other comparisons of features

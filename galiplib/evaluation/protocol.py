@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..build import text_of
 from ..clip.bridge import ClipBridge
-from ..images import EvaluationError, to_range
+from ..images import EvaluationError, TooFew, to_range
 from ..system import Text, TextToImage
 
 BATCH = 100  # pictures at once where nobody says otherwise; changes no result
@@ -39,12 +39,12 @@ def plan(
 ) -> Plan:
     """Choose captions evenly: one of every row in random order, then the next one of every row, and so on.
 
-    `images` pictures ("all": of every caption), `per_caption` of each one after the other. Raises EvaluationError if
-    there are no captions, or `images` is no multiple of `per_caption`.
+    `images` pictures ("all": of every caption), `per_caption` of each one after the other. Raises TooFew if there are
+    no captions, EvaluationError if `images` is no multiple of `per_caption`.
     """
     counts = np.array([len(own) for own in captions])
     if not counts.sum():
-        raise EvaluationError("there are no captions to draw")
+        raise TooFew("there are no captions to draw")
     if isinstance(images, int) and images % per_caption:
         raise EvaluationError(f"eval.images = {images} must be a multiple of eval.per_caption = {per_caption}")
     order = np.random.default_rng(seed).permutation(np.flatnonzero(counts))

@@ -119,7 +119,7 @@ def _open(config: Config, run_folder: Path, folder: Path) -> Run:
         run_folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "clip.safetensors", run_folder)
     run = Run(run_folder, config, progress=False)
-    run.data, run.held_out = data, splits
+    run.source, run.data, run.held_out = data.source, data, splits
     return run
 
 

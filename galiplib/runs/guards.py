@@ -61,7 +61,8 @@ class Guard:
             raise TrainingFailed(
                 f"step {step}: {reason}; the run has gone back {self.rollbacks} times already "
                 "(train.max_rollbacks). To try: half of train.lr_g and train.lr_d, a larger batch (train.batch_size "
-                "with train.accumulate), train.precision=fp32. The best checkpoint is kept in checkpoints/best.pt"
+                "with train.accumulate), train.precision=fp32."
+                + (" The best checkpoint is kept in checkpoints/best.pt" if self.best_step else "")
             )
         self.rollbacks, self.in_a_row = self.rollbacks + 1, 0
 

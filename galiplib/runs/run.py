@@ -38,12 +38,15 @@ from ..build import (
     with_own_clip,
 )  # fmt: skip
 from ..checkpoints.store import KIND, Checkpoints, ReadOnlyCheckpoints, recorded_config
-from ..clip.training import learn_clip
+from ..clip.files import clip_record
+from ..clip.training import clip_geometry, learn_clip, new_clip
 from ..config import Config, ConfigError, changed
+from ..data import DataError
 from ..data.batches import Source, TrainingData
+from ..data.embeddings import unreadable
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json
-from ..images import contact_sheet, save_png
+from ..images import TooFew, contact_sheet, save_png
 from ..sampling.sample import sample
 from ..training import Optimizers, StepReport, train
 from .guards import Guard, TrainingFailed
@@ -100,11 +103,11 @@ class Run:
     CLIP of the run on its data.
 
     Args:
-        allow_changes: go on although the configuration differs from the folder's.
+        allow_changes: go on although the configuration, or the data, differ from what they were.
 
     Raises:
-        ConfigError: if the folder holds a run of another configuration, naming the keys; if a batch can't be shared
-            evenly by the processes, or these have different configurations, data or folders.
+        ConfigError: if the folder holds a run of another configuration, naming the keys, or of other data; if a batch
+            can't be shared evenly by the processes, or these have different configurations, data or folders.
         WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
         ProcessLost: if another of several processes is gone or silent.
         OSError: if the folder can't be written; names it.
@@ -126,11 +129,19 @@ class Run:
             # compared before anything else, for what follows depends on them
             self.workers.agree(**config.flat())
             check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
-            self._check_folder(allow_changes)
+            keys = self._compare(allow_changes)
             with same_failure():
-                self._learn_clip()
-                self.bridge = make_bridge(with_own_clip(config, self.folder), self.device)
-                self.system = make_system(self.bridge, config)
+                if learns := self._lacks_clip(allow_changes):  # does all fit? Better known before minutes of training
+                    model = new_clip(clip_geometry(config.clip, config.data), [0, 1])
+                    make_system(make_bridge(config, clip_model=model), config)
+                else:
+                    self._build()
+            self._write_config(keys)
+            with same_failure():
+                if learns:
+                    file = self.folder / "clip.safetensors"
+                    learn_clip(config, self.source, self.held_out, file, self.device, self.progress)
+                    self._build()
                 self.optimizers = Optimizers(self.system, config.train)
                 if config.train.compile:
                     self.system.compile_networks()
@@ -138,7 +149,13 @@ class Run:
                 self._newest = self.checkpoints.numbered()[:1]
                 if state := self.checkpoints.load():
                     self._restore(state)
+                    if not self.finished:
+                        self._check_data(state.get("data"), allow_changes)
             self.workers.agree(step=self.step)
+
+    def _build(self) -> None:
+        self.bridge = make_bridge(with_own_clip(self.config, self.folder), self.device)
+        self.system = make_system(self.bridge, self.config)
 
     @property
     def metrics(self) -> Path:
@@ -162,6 +179,32 @@ class Run:
         return held_out_data(self.config, self._bar("birds"))
 
     @cached_property
+    def contents(self) -> dict[str, Any]:
+        """What tells the training split from other data: part of a checkpoint."""
+        return {"pictures": len(self.source), "digest": self.source.fingerprint}
+
+    def _check_data(self, then: dict[str, Any] | None, allow_changes: bool) -> None:
+        """Raises ConfigError if a checkpoint, or a CLIP, was trained on other data; says so if that is allowed."""
+        try:
+            now = self.contents
+        except DataError:  # said when training begins
+            return
+        said = "going on with data that the checkpoint tells nothing of (it is older than that): taken as the same"
+        if then is not None:
+            if then["digest"] == now["digest"]:
+                return
+            counts = f"{then['pictures']:,} training pictures then, {now['pictures']:,} now"
+            other = f"other data ({counts}; names, sizes or captions differ)"
+            if not allow_changes:
+                raise ConfigError(
+                    f"{self.folder} holds a run on {other}. Choose another folder, bring the data back, allow the "
+                    "change (--allow-changes, allow_changes=True), or delete the folder to start anew"
+                )
+            said = f"going on with {other}"
+        if self.workers.leads:
+            warnings.warn(said, stacklevel=4)
+
+    @cached_property
     def data(self) -> TrainingData:
         """The training split with its captions through CLIP; made when first asked for, unless set before."""
         bar, name = self._bar("captions through CLIP"), cache_name(self.config)
@@ -174,19 +217,29 @@ class Run:
         """Four captions for the sample grids, of photographs those of held-out ones."""
         if own := dataset_of(self.config).captions:
             return list(own)
-        captions = self.held_out["test"].captions
-        return [captions[place * len(captions) // 4][0] for place in range(4)]
+        for source in (*self.held_out.values(), self.source):
+            rows = [range(place * len(source) // 4, len(source)) for place in range(4)]
+            texts = [(source.captions[row][0] for row in later) for later in rows]
+            found = [next((text for text in own if not unreadable(self.bridge, [text])), "") for own in texts]
+            if all(found):
+                return found
+        raise DataError(f"CLIP knows no word of the captions of {self.config.data.name}")
 
-    def _learn_clip(self) -> None:
+    def _lacks_clip(self, allow_changes: bool) -> bool:
+        """Whether the run's own CLIP is still to be trained."""
         file = self.folder / "clip.safetensors"
-        if self.config.clip.name != "own" or file.is_file():
-            return
+        if self.config.clip.name != "own":
+            return False
+        if file.is_file():
+            if not self.checkpoints.numbered() and (pictures := clip_record(file).get("pictures")):
+                self._check_data(pictures, allow_changes)
+            return False
         if self.workers.size > 1:
             raise ConfigError(
                 f"{file} is missing: train this run's own CLIP first, in one process, by "
                 f"`galip train-clip --profile {self.config.profile} --out {file}`"
             )
-        learn_clip(self.config, self.source, self.held_out, file, self.device, self.progress)
+        return True
 
     # ------------------------------------------------------------ training
 
@@ -218,8 +271,11 @@ class Run:
             stack.enter_context(lost_is_said(workers))
             with same_failure():
                 data = self.data  # before anything is locked: this may take minutes
-                if settings.evaluate_every:
-                    _ = self.held_out  # what is missing there is better known now
+                _ = self.sample_captions
+                self._check_evaluation()
+            if settings.batch_size > len(data) and workers.leads:
+                said = f"train.batch_size = {settings.batch_size} is more than the {len(data)} training pictures"
+                warnings.warn(f"{said}: a step shows them several times", stacklevel=3)
             if workers.size > 1:
                 workers.agree(pictures=len(data), captions=data.digest)
             with same_failure():
@@ -267,7 +323,7 @@ class Run:
 
     def _until_rollback(self, reports: Iterator[StepReport], log: RunLog | NoLog) -> Iterator[StepReport]:
         """The reports, each with all that belongs to its step done; ends early after going back to a checkpoint."""
-        from ..evaluation import EvaluationError, distance_of  # torchmetrics takes as long to load as torch
+        from ..evaluation import distance_of  # torchmetrics takes as long to load as torch
 
         settings = self.config.train
         for report in reports:
@@ -280,12 +336,12 @@ class Run:
                 if report.step % settings.sample_every == 0 or last:
                     with same_failure():
                         log.samples(report.step, partial(self._samples, report.step))
-                if settings.evaluate_every and (report.step % settings.evaluate_every == 0 or last) and not reason:
-                    results = self._measure()
+                due = self.evaluates and (report.step % settings.evaluate_every == 0 or last) and not reason
+                if due and (results := self._measure(report.step, log)):
                     log.evaluation(report.step, results)
                     reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
                     improved = self.guard.best_step == report.step
-            except (EvaluationError, FloatingPointError) as error:  # pictures that are not finite
+            except FloatingPointError as error:  # pictures that are not finite
                 if settings.recipe == "paper":
                     raise
                 reason = str(error)
@@ -301,15 +357,41 @@ class Run:
                 self.save()
             yield report
 
-    def _measure(self) -> dict[str, Any]:
-        """An evaluation on the way: fewer pictures, and only what is quick."""
+    @property
+    def _quick(self) -> Config:
+        """What an evaluation on the way measures: fewer pictures, and only what is quick."""
+        quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
+        return self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
+
+    def _check_evaluation(self) -> None:
+        """Whether there will be evaluations on the way; what they lack is better known now."""
+        self.evaluates = bool(self.config.train.evaluate_every)
+        if not self.evaluates:
+            return
+        from ..evaluation import check_evaluation
+
+        try:
+            check_evaluation(self.bridge, self.held_out, self._quick)
+        except TooFew as error:
+            self.evaluates = False
+            if self.workers.leads:
+                warnings.warn(f"no evaluation on the way (train.evaluate_every): {error}", stacklevel=4)
+
+    def _measure(self, step: int, log: RunLog | NoLog) -> dict[str, Any] | None:
+        """An evaluation on the way, None if held-out data broke since the start: no reason to stop, or to go back."""
         from ..evaluation import measure_generator
 
-        quick = {"images": EVALUATED, "per_caption": 1, "metrics": (), "diversity": 0}
-        config = self.config.model_copy(update={"eval": self.config.eval.model_copy(update=quick)})
-        found = measure_generator(self.system.ema, self.bridge, config, self.held_out, False, self._real)
-        self._real = found.real  # the next one looks at other generated pictures, but at the same real ones
-        return found.record()
+        try:
+            found = measure_generator(self.system.ema, self.bridge, self._quick, self.held_out, False, self._real)
+            self._real = found.real  # the next one looks at other generated pictures, but at the same real ones
+            return found.record()
+        except FloatingPointError:
+            raise
+        except (ValueError, OSError) as error:  # of data, files, statistics
+            log.event(step, "no evaluation", reason=str(error))
+            if self.workers.leads:
+                warnings.warn(f"step {step}: no evaluation ({error}); the training goes on", stacklevel=2)
+            return None
 
     def _roll_back(self, step: int, reason: str, log: RunLog | NoLog) -> None:
         """Back to a good checkpoint, with another order of the data from there on.
@@ -349,6 +431,7 @@ class Run:
             "optimizer_d": self.optimizers.adam["discriminator"].state_dict(),
             "optimizer_g": self.optimizers.adam["generator"].state_dict(),
             "guard": self.guard.state(),
+            "data": self.contents,
             "threads": torch.get_num_threads(),
             "processes": self.workers.size,
         }
@@ -404,8 +487,8 @@ class Run:
                 ) from None
             yield
 
-    def _check_folder(self, allow_changes: bool) -> None:
-        """Compare the configuration with the folder's, and write it there."""
+    def _compare(self, allow_changes: bool) -> dict[str, tuple[Any, Any]]:
+        """The keys in which the configuration differs from the folder's, none of them if that is allowed."""
         path, keys = self.folder / "config.json", {}
         with same_failure():
             if self.workers.leads:
@@ -419,6 +502,12 @@ class Run:
                         "these keys back, allow the change (--allow-changes, allow_changes=True), or delete the folder "
                         "to start anew"
                     )
+        return keys
+
+    def _write_config(self, keys: dict[str, tuple[Any, Any]]) -> None:
+        path = self.folder / "config.json"
+        with same_failure():
+            if self.workers.leads:
                 # other keys, but no checkpoint yet: that run may be under way
                 with self._locked() if keys else nullcontext():
                     write_json(path, self.config.model_dump())
