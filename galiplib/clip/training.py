@@ -319,8 +319,7 @@ def measure(bridge: ClipBridge, data: Source, candidates: int = 100) -> dict[str
 
     Returns:
         `retrieval`: see there; of mini birds with the caption that names all, of photographs with the first one.
-        Of photographs also what `colours` gives.
-            Raises DataError if pictures can't be read, or fewer than two photographs can be asked about.
+        Of photographs also what `colours` gives; DataError where fewer than two can be asked about.
         Of mini birds also `prompt`: share of pictures whose attribute a plain prompt finds ("this bird has red wings",
         ten colours), and `counterfactual`: share for which, of ten captions alike but for one colour, the true one
         fits best.
