@@ -194,11 +194,11 @@ class LafiteConfig(ModelConfig):
     channels: int = Field(128, ge=1, description="channels of the largest maps, in both networks")
     most_channels: int = Field(512, ge=1, description="channels of the smallest maps")
     noise_dim: int = Field(512, ge=1, description="length of z and of w")
-    itd: float = Field(10.0, ge=0, description="weight of the contrast of captions with discriminator's features")
-    itc: float = Field(10.0, ge=0, description="weight of the contrast of captions with CLIP's embeddings")
+    contrasts: tuple[float, float, float, float] = Field((10, 10, 0, 0), description="weights: itd, itc, iid, iic")
+    temperature: float = Field(0.5, ge=0, description="of contrasts; 0: plain cosines")
+    rows: float = Field(0.0, ge=0, le=1, description="lam: share of contrasts among captions, not among pictures")
     from_pictures: float = Field(0.0, ge=0, le=1, description="share of pictures whose own embedding is the caption")
     r1_weight: float = Field(10.0, ge=0, description="gamma of R1, every 16 steps")
-    path_weight: float = Field(2.0, ge=0, description="weight of the path length, every 4 steps")
     reference: bool = Field(False, description="as published: one sum over the batch in all logits, an exp too many")
 
 
@@ -210,6 +210,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "features": FeaturesConfig,
     "dfgan": DfganConfig,
     "attngan": AttnganConfig,
+    "lafite": LafiteConfig,
 }
 
 

@@ -125,6 +125,7 @@ class TextToImage(AroundClip):
     wants: ClassVar[frozenset[str]] = frozenset()  # {"words"} if `picture_of` needs them of a text
     noise_dim: int  # Z
     image_size: int  # side of its pictures in pixels
+    truncates: bool = False  # by itself: its noise then has one number more, the factor (B, Z + 1)
     late_blocks: int = 0  # of which the last ones take another condition: `forward(noise, sentence, late, late_from)`
 
     def picture_of(self, noise: Tensor, text: Text) -> Tensor:
@@ -141,7 +142,7 @@ class System(AroundClip, ABC):
     wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
     whole_batch: ClassVar[bool] = False  # a loss compares all of a batch: it can't go through in parts
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
-    paper_average: ClassVar[float] = 0.0  # what the average keeps of itself in a step, recipe "paper"
+    paper_average: ClassVar[float | None] = 0.0  # what it keeps of itself in a step of recipe "paper"; None: as ever
     generator: TextToImage
     ema: TextToImage  # the generator's average, which is sampled, measured and exported
 

@@ -44,17 +44,19 @@ class StepReport:
 
 
 class Optimizers:
-    """Adam for what phases of each role update, with its schedule."""
+    """Adam for what phases of each role update, with its schedule; slower for lazy ones (StyleGAN2, appendix B)."""
 
     def __init__(self, system: System, config: TrainConfig) -> None:
         self.config = config
         self.rates: dict[Role, float] = {"discriminator": config.lr_d, "generator": config.lr_g}
         self.weights: dict[Role, list[nn.Parameter]] = {}
         self.adam: dict[Role, torch.optim.Adam] = {}
-        for role, rate in self.rates.items():
-            networks = system.learners(role)
-            self.weights[role] = [w for network in networks for w in network.parameters() if w.requires_grad]
-            self.adam[role] = torch.optim.Adam(self.weights[role], lr=rate, betas=system.betas, fused=True)
+        for role in self.rates:
+            lazy = 1 / (1 + sum(1 / p.every for p in system.phases() if p.learns == role and p.every > 1))
+            self.rates[role] *= lazy
+            self.weights[role] = [w for w in nn.ModuleList(system.learners(role)).parameters() if w.requires_grad]
+            betas = system.betas[0] ** lazy, system.betas[1] ** lazy
+            self.adam[role] = torch.optim.Adam(self.weights[role], self.rates[role], betas, fused=True)
 
     def set_rates(self, step: int) -> float:
         """Learning rates of a step: constant, then falling to zero over the last part -> the generator's."""
@@ -64,7 +66,7 @@ class Optimizers:
         for role, optimizer in self.adam.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[role] * left
-        return config.lr_g * left
+        return self.rates["generator"] * left
 
 
 class Worker:
@@ -100,8 +102,7 @@ def train_step(
     A loss or gradient that is not finite leaves the networks that it was meant for as they are (recipe stable).
     """
     workers = workers or Worker()
-    started = time.perf_counter()
-    rate = optimizers.set_rates(step)
+    started, rate = time.perf_counter(), optimizers.set_rates(step)
     parts = batch.split(config.accumulate)
     steps = [Step(step, len(parts)) for _ in parts]
     noted: dict[str, Tensor] = {}
@@ -147,7 +148,8 @@ def update_ema(system: System, step: int, config: TrainConfig) -> None:
     Running statistics are averaged along. Recipe "paper": `system.paper_average` is kept, statistics are the latest.
     """
     half_life = min(config.ema_half_life, max(config.ema_ramp_up * step, 1e-8))
-    keep = system.paper_average if (paper := config.recipe == "paper") else 0.5 ** (1 / half_life)
+    keep = system.paper_average if (paper := config.recipe == "paper") else None
+    keep = 0.5 ** (1 / half_life) if keep is None else keep
     live = system.averaged()
     torch._foreach_lerp_(list(system.ema.parameters()), list(live.parameters()), 1 - keep)
     for average, buffer in zip(system.ema.buffers(), live.buffers(), strict=True):

@@ -5,7 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread a process, of tests in
 import pytest
 import torch
 
-from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import load_config
 
@@ -46,3 +46,13 @@ def small_clip():
 @pytest.fixture(scope="session")
 def small_bridge(small_clip):
     return ClipBridge(small_clip)
+
+
+@pytest.fixture(scope="session")
+def published_clip():
+    """A CLIP as ViT-B/32 with the weights behind the reference numbers: for tests of the group "parity"."""
+    from test_parity import rule
+
+    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).float()
+    model.load_state_dict({name: rule("clip.", name, tuple(t.shape)) for name, t in model.state_dict().items()})
+    return model.eval().requires_grad_(False)

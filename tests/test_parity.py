@@ -18,7 +18,7 @@ from clip.model import LayerNorm
 from galiplib.build import make_system
 from galiplib.checkpoints.loading import load_generator
 from galiplib.checkpoints.published import NEVER_LEARN, TOWER, import_reference, to_ours
-from galiplib.clip.bridge import CLIP, ClipBridge
+from galiplib.clip.bridge import ClipBridge
 from galiplib.config import build_config
 from galiplib.losses import matching_aware_penalty
 from galiplib.system import Batch, Text
@@ -74,10 +74,8 @@ def outputs(system):
 
 
 @pytest.fixture(scope="module")
-def bridge():
-    model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).float()
-    model.load_state_dict({name: rule("clip.", name, tuple(t.shape)) for name, t in model.state_dict().items()})
-    return ClipBridge(model, convention="reference")
+def bridge(published_clip):
+    return ClipBridge(published_clip, convention="reference")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from ..system import TextToImage
 from .attngan import of_attngan
 from .published import Published, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
+from .snapshots import is_snapshot, load_snapshot, of_lafite
 from .store import FOLDER, KIND, Checkpoints, recorded_config
 
 SHIPPED = {name: WEIGHTS / f"generator_{name}.safetensors" for name in ("mini",)}
@@ -33,8 +34,9 @@ def load_generator(
 
     Args:
         path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
-            `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, or a generator of AttnGAN's
-            (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`). The content says what a file is.
+            `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, a generator of AttnGAN's
+            (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a network snapshot or state dict of LAFITE's. The content
+            says what a file is.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions; those
             of AttnGAN's take a DAMSM here, by `clip.damsm_files.load_damsm(folder)`.
@@ -128,12 +130,13 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     if path.is_file() and is_safetensors(path):
         tensors, record = load_weights(path, KIND)
         return path, {"config": record["config"], "networks": {f"ema.{name}": t for name, t in tensors.items()}}
-    content = load_torch(path)
-    content = of_attngan(content, path) or content
+    content = load_snapshot(path) if is_snapshot(path) else load_torch(path)
+    content = of_attngan(content, path) or of_lafite(content, path) or content
     if not is_reference(content) and not (isinstance(content, dict) and {"config", "networks"} <= content.keys()):
         raise WeightsError(
             f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...), "
-            f"nor a generator of AttnGAN's (h_net1.fc.0.weight, ...), but {contents(content)}"
+            "nor a generator of AttnGAN's (h_net1.fc.0.weight, ...) or LAFITE's (G_ema: mapping.w_avg, ...), but "
+            f"{contents(content)}"
         )
     return path, content
 

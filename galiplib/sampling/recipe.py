@@ -20,7 +20,7 @@ class Recipe:
 
     truncation: at 1 the noise is what the generator was trained with; smaller values give likelier and less varied
         pictures, 0 the same one for every seed. (BigGAN's truncation trick, Brock et al. 2019, draws large values anew
-        instead; a factor changes the same picture little by little.)
+        instead; a factor changes the same picture little by little. StyleGAN's applies it to what its noise becomes.)
     share: between 0 and 1 a mixture; above 1 it is guidance, away from the first caption and beyond the second; below
         0 the other way round.
     turn: on the arc between the two noises (White, "Sampling Generative Networks", 2016): a straight line would leave
@@ -89,10 +89,11 @@ class Recipe:
             raise ValueError("there is no caption")
         return cls(**values)
 
-    def noise(self, noise_dim: int) -> Tensor:
-        """The generator's noise (Z,)."""
+    def noise(self, noise_dim: int, truncates: bool = False) -> Tensor:
+        """The generator's noise (Z,), or (Z + 1,) for one that `truncates` by itself."""
         first, *second = noise_of_seeds(self.seeds, noise_dim)
-        return self.truncation * (arc(first, second[0], self.turn) if second else first)
+        noise = arc(first, second[0], self.turn) if second else first
+        return torch.cat([noise, torch.tensor([self.truncation])]) if truncates else self.truncation * noise
 
 
 def check_caption(text: Any, which: str) -> None:

@@ -181,7 +181,8 @@ def draw(
     read = _reader(bridge, recipes, generator.wants)
     for part in _batches(recipes, batch_size):
         with torch.inference_mode():
-            noise = torch.stack([recipe.noise(generator.noise_dim) for recipe in part]).to(weight)  # (B, Z)
+            drawn = [recipe.noise(generator.noise_dim, generator.truncates) for recipe in part]
+            noise = torch.stack(drawn).to(weight)  # (B, Z) or (B, Z + 1)
             text = _together([_mixed(read, recipe) for recipe in part], weight)
             if part[0].late:
                 late = _together([read(recipe.late) for recipe in part], weight).sentence  # (B, E)

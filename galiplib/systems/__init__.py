@@ -11,6 +11,7 @@ SYSTEMS = {
     "features": "picture_input.FeatureGALIP",
     "dfgan": "dfgan.DFGAN",
     "attngan": "attngan.AttnGAN",
+    "lafite": "lafite.LAFITE",
 }
 
 
