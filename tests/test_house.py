@@ -12,6 +12,7 @@ NEW = "systems.dfgan systems.ratgan systems.attngan systems.lafite systems.proje
 NEW += "systems.energy efficientnet evaluation.samples evaluation.noticed".split()
 NEW += "clip.damsm clip.damsm_files clip.damsm_training checkpoints.attngan".split()
 NEW += "evaluation.photographs clip.stem data.colours".split()
+NEW += "systems.style_blocks checkpoints.snapshots".split()
 BELOW = "config files images precision losses blocks augmentation system training distributed clip data systems"
 BELOW += " build checkpoints efficientnet"
 BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a configuration: by build alone
