@@ -85,8 +85,7 @@ class Generator(TextToImage):
         code = config.code_channels
         sizes = block_sizes(bridge.grid, config.image_size)
         channels = block_channels(config.channels, len(sizes))
-        self.image_size = sizes[-1]
-        self.late_blocks = len(sizes)
+        self.image_size, self.late_blocks = sizes[-1], len(sizes)
         self.code_shape = (code, bridge.grid, bridge.grid)
         self.code = nn.Linear(config.noise_dim, code * bridge.grid**2)
         self.fusion = nn.ModuleList(FusionBlock(given_dim, code, affine, conv) for _ in range(config.fusion_blocks))
@@ -141,8 +140,7 @@ class FeatureBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.residual = residual_convs(channels, channels)
-        self.gamma = nn.Parameter(torch.zeros(1))
-        self.beta = nn.Parameter(torch.zeros(1))
+        self.gamma, self.beta = (nn.Parameter(torch.zeros(1)) for _ in range(2))
 
     def forward(self, x: Tensor, tap: Tensor) -> Tensor:
         """(B, W, g, g), (B, W, g, g) -> (B, W, g, g)."""
@@ -244,8 +242,7 @@ class GALIP(System):
         return [*super().learners(role), *([self.projected] if self.projected and role == "discriminator" else [])]
 
     def phases(self) -> Sequence[Phase]:
-        losses_d, losses_g = self.discriminator_losses, self.generator_losses
-        return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
+        return Phase("d", "discriminator", self.discriminator_losses), Phase("g", "generator", self.generator_losses)
 
     def judge(self, features: Tensor, sentence: Tensor) -> Tensor:
         """Tapped features (B, taps, W, g, g) and sentences (B, E) -> logits (B,)."""
