@@ -31,7 +31,7 @@ class Text:
     picture: Tensor | None = None  # (B, E), the real picture's embedding
     classes: Tensor | None = None  # (B,), pictures of one class are no negatives of each other
 
-    def __getitem__(self, part: slice) -> Text:
+    def __getitem__(self, part: slice | Tensor) -> Text:
         return Text(**{name: value[part] for name, value in vars(self).items() if value is not None})
 
 

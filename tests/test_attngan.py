@@ -5,13 +5,17 @@ The reference numbers were computed with the authors' public classes (fp32, CPU)
 
 import math
 import pickle
+import sys
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from named_weights import arrays, close, enlarged, named_state, numbers
+from PIL import Image
 
+from galiplib import cli
 from galiplib.build import make_bridge, make_system
 from galiplib.checkpoints.attngan import to_ours
 from galiplib.checkpoints.loading import load_generator
@@ -19,6 +23,7 @@ from galiplib.clip.damsm import ImageEncoder, Inception
 from galiplib.clip.damsm_files import load_damsm
 from galiplib.config import ConfigError, build_config, load_config
 from galiplib.files import WeightsError
+from galiplib.images import to_uint8
 from galiplib.runs.run import Run
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Text
@@ -266,7 +271,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(tmp_path, recipe):
 # ---------------------------------------------------------------- their files
 
 
-def test_their_file_draws_with_the_folder_of_its_text_encoder(tmp_path):
+def test_their_file_draws_with_the_folder_of_its_text_encoder(tmp_path, monkeypatch, capsys):
     path = tmp_path / "bird_AttnGAN2.pth"
     torch.save(named_state("attngan.netG", "netG_gf8"), path)
     generator = load_generator(path)
@@ -281,6 +286,21 @@ def test_their_file_draws_with_the_folder_of_its_text_encoder(tmp_path):
     assert made.images.shape == (2, 3, 256, 256)
     again = sample(generator, generator.bridge, "a small blue bird with a white throat", seed=3)
     assert torch.equal(made.images[1:], again.images)
+
+    def galip(*arguments):
+        monkeypatch.setattr(sys, "argv", ["galip", *map(str, arguments)])
+        cli.main()
+
+    command = "sample", "a red bird", "--weights", path, "--seed", 3, "--count", 1, "--out", tmp_path / "bird.png"
+    with pytest.raises(SystemExit, match="2"):
+        galip(*command)
+    assert "captions.pickle that the generator was trained with, --damsm FOLDER" in capsys.readouterr().err
+    galip(*command, "--damsm", tmp_path)
+    with Image.open(tmp_path / "bird.png") as picture:
+        assert (np.asarray(picture) == to_uint8(made.images[:1])[0]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # which is how it says that a picture has become another
+        galip("replay", tmp_path / "bird.png", "--damsm", tmp_path)
 
 
 def test_what_is_no_whole_generator_of_theirs_is_named(tmp_path):

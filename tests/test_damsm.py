@@ -14,10 +14,15 @@ import torch
 from named_weights import arrays, close, enlarged, named_state, numbers
 
 from galiplib.build import make_bridge, make_data
+from galiplib.checkpoints.loading import load_generator
 from galiplib.clip.damsm import ImageEncoder, Inception, TextEncoder, attend, cut, damsm_losses, vocabulary_of, words_of
 from galiplib.clip.damsm_files import DamsmBridge, load_damsm, load_image_encoder, read_vocabulary
 from galiplib.clip.damsm_training import learn_damsm
+from galiplib.config import ConfigError, load_config
+from galiplib.evaluation.evaluate import measure_generator
 from galiplib.files import WeightsError
+from galiplib.runs.run import Run
+from galiplib.sampling.sample import sample
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +254,34 @@ def test_a_pretraining_goes_on_where_it_was_stopped_and_its_files_are_read(tmp_p
         load_damsm(tmp_path / "whole")
     with pytest.raises(WeightsError, match="made otherwise: lr differ"):
         learn_damsm(train, held_out, tmp_path / "whole", epochs=4, lr=1e-3, **settings)
+
+
+def test_systems_train_with_it_in_clips_place(tmp_path, tiny_config):
+    plain = tiny_config()
+    bridge, folder = make_bridge(plain), tmp_path / "damsm"
+    learn_damsm(make_data(plain), make_data(plain, "test"), folder, bridge, 1, batch_size=8, progress=False)
+    settings = {
+        "clip.damsm": str(folder), "model.channels": 2, "model.disc_channels": 2, "train.batch_size": 4,
+        "data.train_size": 24, "data.test_size": 20, "train.evaluate_every": 0, "train.precision": "fp32",
+        "train.max_steps": 2, "train.sample_every": 2, "eval.features": ("judge",), "eval.images": 20,
+        "eval.diversity": 0, "eval.metrics": (),
+    }  # fmt: skip
+    config = load_config("mini:attngan", settings)
+    run = Run(tmp_path / "run", config, progress=False)
+    list(run.train())
+    assert run.system.generator.condition[0].in_features == run.bridge.embed_dim == 256
+    generator = load_generator(tmp_path / "run")
+    made = sample(generator, generator.bridge, "a red bird", seed=1).images
+    moved = load_generator(tmp_path / "run", load_damsm(folder, image=False))  # its folder given by hand
+    assert torch.equal(sample(moved, moved.bridge, "a red bird", seed=1).images, made)
+    found = measure_generator(generator, generator.bridge, config, progress=False).record()
+    assert found["clip_convention"] == "damsm"
+    assert "clip_similarity" in found and "clip_score" not in found
+
+    with pytest.raises(ConfigError, match="clip.damsm can't serve the system galip, which looks through CLIP's eyes"):
+        make_bridge(tiny_config(clip__damsm=str(folder)))
+    with pytest.raises(WeightsError, match=r"nowhere holds no text_encoder\*\.pth"):
+        make_bridge(load_config("mini:dfgan", {"clip.damsm": str(tmp_path / "nowhere")}))
 
 
 def test_without_inceptions_weights_it_says_what_to_do(tmp_path, tiny_config, monkeypatch):

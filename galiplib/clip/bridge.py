@@ -218,9 +218,8 @@ class ClipBridge(nn.Module):
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""
-        visual = self.model.visual
         tapped, x = self._run_image(images, self.layers)
-        return tapped, visual.ln_post(x[:, 0]) @ visual.proj
+        return tapped, self.model.visual.ln_post(x[:, 0]) @ self.model.visual.proj
 
     def tap_image(self, images: Tensor) -> Tensor:
         """The tapped features of `encode_image` alone: blocks behind the last tap are not computed."""

@@ -39,12 +39,12 @@ def vocabulary_of(captions: Iterable[str]) -> dict[str, int]:
     return {word: number for number, word in enumerate(words)}
 
 
-def cut(numbers: Sequence[int], most: int, random: Any) -> list[int]:
+def cut(words: Sequence[Any], most: int, random: Any) -> list[Any]:
     """A caption of at most `most` words: of a longer one a random choice in its order; `random`: one of numpy's."""
-    places = list(range(len(numbers)))
-    if len(numbers) > most:
+    places = list(range(len(words)))
+    if len(words) > most:
         random.shuffle(places)
-    return [numbers[place] for place in sorted(places[:most])]
+    return [words[place] for place in sorted(places[:most])]
 
 
 # ---------------------------------------------------------------- encoders

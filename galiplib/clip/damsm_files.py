@@ -140,7 +140,7 @@ def read_vocabulary(path: str | Path) -> dict[str, int]:
     except Exception as error:  # of any kind: what the bytes of a broken file lead to can't be listed
         raise WeightsError(f"{path} is refused: {str(error)[:200]}. Right would be lists and dicts of plain values"
                            ) from None  # fmt: skip
-    words = found[3] if isinstance(found, list | tuple) and len(found) == 4 else None
+    words: Any = found[3] if isinstance(found, list | tuple) and len(found) == 4 else None
     numbered = isinstance(words, dict) and all(type(w) is str and type(n) is int for w, n in words.items())
     if not numbered or sorted(words.values()) != list(range(len(words))):
         raise WeightsError(

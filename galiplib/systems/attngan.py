@@ -192,9 +192,9 @@ class Discriminator(nn.Module):
         return None if self.alone is None else self.alone(features).flatten()
 
 
-def asks(logits: Tensor | None, sign: int) -> Tensor | int:
+def asks(logits: Tensor | None, sign: int) -> Tensor:
     """Logits (B,) -> scalar, the binary cross-entropy of their being above 0 (`sign` 1) or below (-1); of None 0."""
-    return 0 if logits is None else F.softplus(-sign * logits.float()).mean()
+    return torch.zeros(()) if logits is None else F.softplus(-sign * logits.float()).mean()
 
 
 # ---------------------------------------------------------------- training
@@ -248,11 +248,15 @@ class AttnGAN(System):
         losses_d, losses_g = self.discriminator_losses, self.generator_losses
         return Phase("d", "discriminator", losses_d), Phase("g", "generator", losses_g)
 
+    def judges(self) -> list[Discriminator]:
+        """The discriminators, of the smallest pictures first."""
+        return [cast(Discriminator, judge) for judge in self.discriminator]
+
     def in_order(self, batch: Batch) -> Batch:
         """The batch as the published code has it."""
         if not self.model.reference:
             return batch
-        order = batch.text.mask.sum(1).argsort(stable=True)
+        order = cast(Tensor, batch.text.mask).sum(1).argsort(stable=True)
         noise = {name: value[order.to(value.device)] for name, value in batch.noise.items()}
         return Batch(batch.images[order], batch.text[order], noise)
 
@@ -271,7 +275,7 @@ class AttnGAN(System):
         batch = step.once("batch", lambda: self.in_order(batch), graph=False)
         fakes = step.once("fakes", lambda: self.fakes(batch), graph=False)
         sentence, losses, noted = batch.text.sentence, [], {}
-        for see, real, fake in zip(self.discriminator, self.pyramid(batch.images), fakes.images, strict=True):
+        for see, real, fake in zip(self.judges(), self.pyramid(batch.images), fakes.images, strict=True):
             with autocast(self.config.precision, real.device):
                 features, of_fakes = see(real), see(fake.detach())
                 logit, logit_fake = see.matching(features, sentence), see.matching(of_fakes, sentence)
@@ -291,12 +295,13 @@ class AttnGAN(System):
         fakes, text = step.once("fakes", lambda: self.fakes(batch), graph=True), batch.text
         loss, noted = torch.zeros((), device=batch.images.device), {}
         with autocast(self.config.precision, batch.images.device):
-            for see, fake in zip(self.discriminator, fakes.images, strict=True):
+            for see, fake in zip(self.judges(), fakes.images, strict=True):
                 features = see(fake)
                 loss = loss + asks(see.real(features), 1) + asks(see.matching(features, text.sentence), 1)
             regions, code = self.bridge.encode_regions(fakes.images[-1])
         words = self.bridge.project_words(text.words)
-        damsm = damsm_losses(regions.float(), code.float(), words, text.mask, text.sentence, text.classes)
+        pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence
+        damsm = damsm_losses(*pairs, text.classes)
         mean, log_variance = fakes.mean.float(), fakes.log_variance.float()
         noted["loss_kl"] = -(1 + log_variance - mean**2 - log_variance.exp()).mean() / 2
         noted |= {"loss_words": damsm[:2].sum(), "loss_sentence": damsm[2:].sum(), "loss_fool": loss}

@@ -268,7 +268,8 @@ class GALIP(System):
     def look_at(self, pictures: Tensor, drawn: Tensor | None = None) -> Fakes:
         """What CLIP sees of generated pictures (B, 3, H, W), augmented by `drawn` (B, 7)."""
         seen = augmentation.augment(pictures, drawn, self.config)
-        return Fakes(pictures, *self.bridge.encode_image(seen), beyond_range(pictures), seen)
+        tapped, embedding = self.bridge.encode_image(seen)
+        return Fakes(pictures, tapped, embedding, beyond_range(pictures), seen)
 
     def discriminator_losses(self, batch: Batch, step: Step) -> Losses:
         """Real with its caption, real with another's, generated, and the penalty (eq. 1; DF-GAN, eq. 2)."""
