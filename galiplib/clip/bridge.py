@@ -7,6 +7,7 @@ The model behind the door is always `clip.model.CLIP`, whatever its size; all ge
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own preprocessing, for pixels in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 CONVENTIONS = ("clip", "reference")
+# In a word: hyphens and spaces that nobody sees; before it: quotation marks, for BPE reads the 're of they're in 'red.
+TEARING = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]|(?<!\w)['‘’‚‛](?=\w)")
+WORD = re.compile(r"[^\W_](?:['’\u0300-\u036f]*[^\W_])*[\u0300-\u036f]*|[\u2600-\u27bf\U0001f000-\U0001faff]")
 
 
 @lru_cache(maxsize=1)
@@ -132,11 +136,16 @@ class ClipBridge(nn.Module):
         vocabulary = getattr(self.model, "vocabulary", None)
         return range(len(bpe_tokenizer().encoder)) if vocabulary is None else {p: i for i, p in enumerate(vocabulary)}
 
+    def _pieces(self, caption: str) -> list[int]:
+        """The BPE numbers of a caption, which a small CLIP reads without what is `TEARING` words."""
+        return bpe_tokenizer().encode(TEARING.sub("", caption) if hasattr(self.model, "vocabulary") else caption)
+
     def tokenize(self, captions: str | Sequence[str]) -> Tensor:
         """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
 
         A small CLIP knows only the words of its own data set (`model.vocabulary`, sorted BPE ids): others are left
-        out, with one warning that names them. Raises ValueError for an empty caption, or one of unknown words only.
+        out, with one warning that names them as they are typed; marks are, without a word. Raises ValueError for an
+        empty caption, or one of unknown words only.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if empty := [index for index, text in enumerate(captions) if not text.strip()]:
@@ -146,10 +155,11 @@ class ClipBridge(nn.Module):
         start, end = (index_of[tokenizer.encoder[mark]] for mark in ("<|startoftext|>", "<|endoftext|>"))
         rows, unknown = torch.zeros(len(captions), self.context_length, dtype=torch.long), set()
         for row, text in zip(rows, captions, strict=True):
-            pieces = tokenizer.encode(text)
+            pieces = self._pieces(text)
             known = [index_of[piece] for piece in pieces if piece in index_of]
             if len(known) < len(pieces):
-                unknown |= {word for word in text.split() if not all(p in index_of for p in tokenizer.encode(word))}
+                stems = {word: self._pieces(re.split("['’]", word)[0]) for word in WORD.findall(TEARING.sub("", text))}
+                unknown |= {word for word, own in stems.items() if not all(piece in index_of for piece in own)}
             if not known:
                 raise ValueError(f"this CLIP knows none of the words of {text!r}")
             ids = [start, *known[: self.context_length - 2], end]
@@ -162,7 +172,7 @@ class ClipBridge(nn.Module):
     def unread(self, caption: str) -> str:
         """The end of a caption that lies behind the context, which `tokenize` cuts off; "" if all of it is read."""
         index_of = self._index_of
-        pieces = [piece for piece in bpe_tokenizer().encode(caption) if piece in index_of]
+        pieces = [piece for piece in self._pieces(caption) if piece in index_of]
         return bpe_tokenizer().decode(pieces[self.context_length - 2 :])
 
     def encode_words(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from ..data.embeddings import unreadable
 from ..files import load_torch, write_atomically
 from ..images import to_images
 from ..precision import autocast
-from .bridge import CLIP, ClipBridge, bpe_tokenizer
+from .bridge import CLIP, TEARING, ClipBridge, bpe_tokenizer
 from .files import save_clip
 from .stem import give_stem
 
@@ -49,7 +49,7 @@ TOKEN_SCALE = 0.1
 def vocabulary_of(captions: list[str]) -> list[int]:
     """The sorted BPE ids that occur in the captions, with the start and end marks (the highest ids) last."""
     tokenizer = bpe_tokenizer()
-    used = {piece for text in set(captions) for piece in tokenizer.encode(text)}
+    used = {piece for text in set(captions) for piece in tokenizer.encode(TEARING.sub("", text))}
     return sorted(used | {tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]})
 
 

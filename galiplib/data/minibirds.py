@@ -267,7 +267,8 @@ _SMALL = {  # what no judge is asked about
 
 def _named(text: str, patterns: dict[str, re.Pattern[str]]) -> dict[str, str]:
     """What a caption names -> {attribute: value}."""
-    found = {name: match.group(1) for name, pattern in patterns.items() if (match := pattern.search(text.lower()))}
+    text = " ".join(re.sub("[\"'“”‘’]", " ", text.lower()).split())
+    found = {name: match.group(1) for name, pattern in patterns.items() if (match := pattern.search(text))}
     if "background" in found:
         found["background"] = next(name for name, phrase in PLACES.items() if phrase == found["background"])
     return found
