@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -12,14 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
-WRAPPINGS = ("model", "state_dict", "model_state_dict")  # under which trainings keep a network's tensors
-PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+|_orig_mod\.")  # of DDP and torch.compile
+# under which trainings keep a network's tensors; an average's come before those of what it averages
+WRAPPINGS = (
+    "params_ema", "g_ema", "G_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "model", "state_dict",
+    "model_state_dict", "params", "module", "generator",
+)  # fmt: skip
+AVERAGE = re.compile(r"^(?:module\.)?(?:ema_model|averaged_model|model_ema|ema)\.")  # before the names of an average
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+|_orig_mod\.")  # of DDP, torch.compile, Lightning
+COUNTERS = ("n_averaged", "initted", "step", "num_updates", "decay")  # beside an average's weights
 
 
 class WeightsError(ValueError):
@@ -92,12 +100,31 @@ def is_safetensors(path: str | Path) -> bool:
         return stream.read(9)[8:] == b"{"
 
 
+def is_foreign(path: str | Path) -> bool:
+    """Whether a file is safetensors, but none of `save_weights`."""
+    try:
+        with safetensors.safe_open(existing(path), framework="pt") as file:
+            return "kind" not in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def _harmless() -> list[Any]:
+    """What files of trainings hold beside tensors, and nothing of a file's choosing runs where it is made."""
+    scalar = np.float64(0).__reduce__()[0]  # makes numpy's numbers; its module was renamed
+    types = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    return [argparse.Namespace, np.dtype, *types, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
 def load_torch(path: str | Path) -> Any:
     """What `torch.save` wrote, on the CPU: tensors, containers, numbers and strings, nothing that could run code.
 
-    Raises WeightsError for a file that is absent, truncated, or holds any other Python object.
+    Or the tensors of anyone's safetensors. Raises WeightsError for a file that is absent, truncated, or holds any other
+    Python object.
     """
     path = existing(path)
+    if is_foreign(path):
+        return safetensors.torch.load_file(path)
     with open(path, "rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     try:
@@ -107,14 +134,16 @@ def load_torch(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch itself compares no checksums
                     raise WeightsError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)|REDUCE|BUILD|INST|NEWOBJ", str(error)):
             raise WeightsError(
                 f"{path} holds Python objects besides tensors ({found.group(1) or found.group(0)}), and loading them "
-                "could run code: refused. Right would be a file with state dicts and numbers only"
+                "could run code: refused. Right would be a file with state dicts and numbers only, as by "
+                "torch.save(model.state_dict(), path)"
             ) from None
         raise WeightsError(f"{path} is damaged or no file of torch.save") from None
     except Exception as error:  # of any kind: what the bytes of a broken file lead to can't be listed
@@ -124,23 +153,28 @@ def load_torch(path: str | Path) -> Any:
 def state_dict(content: Any, what: str) -> dict[str, Tensor]:
     """The tensors by name in what `load_torch` gave: under `WRAPPINGS`, relieved of `PREFIXES`, nothing beside them.
 
-    Raises WeightsError if there are none; begins with `what` and says what is there.
+    Of an average and what it averages, the average. Raises WeightsError if there are none; begins with `what` and says
+    what is there.
     """
     if isinstance(content, dict):
         for name in WRAPPINGS:
             if isinstance(content.get(name), dict):
                 return state_dict(content[name], what)
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        beside = [value for value in content.values() if not isinstance(value, Tensor)]
-        if tensors and all(value is None or isinstance(value, (bool, int, float, str)) for value in beside):
-            return {PREFIXES.sub("", name): tensor for name, tensor in tensors.items()}
+        found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {AVERAGE.sub("", name): tensor for name, tensor in found.items() if AVERAGE.match(name)} or found
+        if any("." in name for name in tensors):
+            return {PREFIXES.sub("", name): tensor for name, tensor in tensors.items() if name not in COUNTERS}
     raise WeightsError(f"{what} (name -> tensor), but {contents(content)}")
 
 
-def contents(content: Any) -> str:
-    """In a few words what `load_torch` gave, for a message: its type, and the first keys of a dict."""
-    keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
-    return type(content).__name__ + (f" with {keys}" if keys else "")
+def contents(content: Any, inner: bool = True) -> str:
+    """In a few words what `load_torch` gave, for a message: its type, the first keys of a dict and of those in it."""
+    if not isinstance(content, dict):
+        return type(content).__name__
+    deeper = {key for key, value in content.items() if inner and isinstance(value, dict) and value}
+    shown = [f"{key} ({contents(content[key], False)})" if key in deeper else str(key) for key in list(content)[:5]]
+    listed = ", ".join(shown) + ", ..." * (len(content) > 5)
+    return f"dict with {listed}" if inner and listed else listed or "dict"
 
 
 def fit(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -1,15 +1,20 @@
 """Files with the format of OpenAI's: the archive (traced, fp16, with its three facts) and state dicts."""
 
+import argparse
+import shutil
 import urllib.error
 import warnings
 
 import clip
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 import galiplib
 from galiplib.clip.bridge import CLIP, ClipBridge
+from galiplib.clip.files import SHIPPED
 from galiplib.files import WeightsError
 
 
@@ -80,18 +85,39 @@ def test_state_dicts_as_trainings_wrap_them(tmp_path, model):
         {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "loss": 1.2},
         {"epoch": 3, "name": "mine", "state_dict": ddp, "optimizer": {}},
         {**state, "input_resolution": 64, "context_length": 77, "vocab_size": 49408},
+        {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}, "hyper_parameters": {"lr": 1e-4}},
+        {"model": {name: tensor + 1 for name, tensor in state.items()}, "model_ema": state, "best": np.float32(0.3)},
+        {
+            **{f"ema_model.{name}": t for name, t in state.items()},
+            "initted": torch.tensor(True),
+            "online_model.x": ddp["module.visual.proj"],
+        },
+        {"args": argparse.Namespace(lr=1e-4), "model": {"n_averaged": torch.tensor(3), **ddp}},
     ):
         torch.save(content, tmp_path / "clip.pt")
         loaded = galiplib.load_clip(tmp_path / "clip.pt").state_dict()
         assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    safetensors.torch.save_file(state, tmp_path / "theirs.safetensors", {"format": "pt"})
+    loaded = galiplib.load_clip(tmp_path / "theirs.safetensors").state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    shutil.copy(SHIPPED["mini"], tmp_path / "small.bin")  # the content says what it is
+    assert galiplib.load_clip(tmp_path / "small.bin").vocabulary
 
 
 def test_files_that_are_no_clip(tmp_path, model):
     path = tmp_path / "clip.pt"
     state = dict(model.state_dict())
     torch.save({name: t for name, t in state.items() if name != "text_projection"}, path)
-    with pytest.raises(WeightsError, match="lacks 'text_projection'"):
+    with pytest.raises(WeightsError, match="lacks 'text_projection'; found: dict with positional_embedding, "):
         galiplib.load_clip(path)
+    torch.save({"text_model.embeddings.position_ids": torch.zeros(1)}, path)  # as transformers names it
+    with pytest.raises(WeightsError, match="lacks .*; found: dict with text_model.embeddings.position_ids"):
+        galiplib.load_clip(path)
+    torch.save({"model": {"netG": state, "netD": {}}}, path)
+    with pytest.raises(WeightsError, match="no state dict of a CLIP .* but dict with netG .*, netD"):
+        galiplib.load_clip(path)
+    with pytest.raises(WeightsError, match="holds 'galiplib generator', not 'galiplib clip'"):
+        galiplib.load_clip(SHIPPED["mini"].with_name("generator_mini.safetensors"))
     torch.save({**state, "ln_final.extra": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="ln_final.extra"):
         galiplib.load_clip(path)

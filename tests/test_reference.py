@@ -1,11 +1,14 @@
 """The authors' checkpoint format: read, used, written back. The numbers themselves are pinned by test_parity.py."""
 
+import argparse
 import json
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import galiplib
@@ -98,6 +101,36 @@ def test_generator_draws_the_same_from_their_file(file, published, clip_model, p
     else:
         with pytest.raises(ValueError, match=re.escape('load_generator(path, clip_model=load_clip("ViT-B/32"))')):
             generator.bridge.tokenize("a bird")
+
+
+@pytest.mark.parametrize("system", ["galip"], indirect=True)
+def test_generator_as_other_trainings_wrap_it(file, published, clip_model):
+    content = torch.load(file, weights_only=True)
+    networks, state = content["model"], content["model"]["netG"]
+    other = {name: tensor + 1 for name, tensor in state.items()}
+
+    def named(prefix, state=state):
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    forms = [
+        networks, {"state_dict": networks, "epoch": 3}, {"model_state_dict": networks}, state, {"netG": state},
+        {"params": other, "params_ema": named("module.")}, {"g": other, "g_ema": state, "d": {}},
+        {"model": {"netG": named("_orig_mod.")}, "optimizers": None}, {"model": other, "ema": state},
+        named("online_model.", other) | named("ema_model.") | {"initted": torch.tensor(True), "step": torch.tensor(3)},
+        named("module.") | {"n_averaged": torch.tensor(4)},
+        {**content, "FID": np.float64(14.2), "args": argparse.Namespace(lr=1e-4), "epoch": np.int64(3)},
+    ]  # fmt: skip
+    wanted = published.generator.state_dict()
+    for form in forms:
+        torch.save(form, file)
+        found = load_generator(file, clip_model).state_dict()
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    bare = file.with_suffix(".safetensors")
+    safetensors.torch.save_file(state, bare)
+    assert torch.equal(load_generator(bare, clip_model).state_dict()["code.weight"], wanted["code.weight"])
+    torch.save({"state_dict": {"visual.conv1.weight": torch.zeros(1)}, "epoch": 3}, file)
+    with pytest.raises(WeightsError, match=r"is neither .*, but dict with state_dict \(visual.conv1.weight\), epoch"):
+        load_generator(file, clip_model)
 
 
 def test_discriminator_judges_the_same_from_their_file(file, published, clip_model):

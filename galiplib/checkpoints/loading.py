@@ -12,10 +12,10 @@ from ..build import make_bridge, make_generator, make_system, with_own_clip
 from ..clip.bridge import CLIP, ClipBridge
 from ..clip.damsm_files import DamsmBridge
 from ..config import Config
-from ..files import WEIGHTS, WeightsError, contents, fit, is_safetensors, load_torch, load_weights
+from ..files import WEIGHTS, WeightsError, contents, fit, is_foreign, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
 from .attngan import of_attngan
-from .published import Published, check_format, import_reference, is_reference, their_optimizers
+from .published import Published, as_reference, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .snapshots import is_snapshot, load_snapshot, of_lafite
 from .store import FOLDER, KIND, Checkpoints, recorded_config
@@ -34,9 +34,9 @@ def load_generator(
 
     Args:
         path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
-            `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, a generator of AttnGAN's
-            (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a network snapshot or state dict of LAFITE's. The content
-            says what a file is.
+            `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, wrapped or their generator's tensors
+            alone (`published.as_reference`), a generator of AttnGAN's (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a
+            network snapshot or state dict of LAFITE's. The content says what a file is.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions; those
             of AttnGAN's take a DAMSM here, by `clip.damsm_files.load_damsm(folder)`.
@@ -127,11 +127,11 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         if content is None:
             raise WeightsError(f"{path} holds no checkpoint: notebook 05 or `galip train --out {path}` makes one")
         return path / FOLDER / f"step_{content['step']:06d}.pt", content
-    if path.is_file() and is_safetensors(path):
+    if path.is_file() and is_safetensors(path) and not is_foreign(path):
         tensors, record = load_weights(path, KIND)
         return path, {"config": record["config"], "networks": {f"ema.{name}": t for name, t in tensors.items()}}
     content = load_snapshot(path) if is_snapshot(path) else load_torch(path)
-    content = of_attngan(content, path) or of_lafite(content, path) or content
+    content = of_attngan(content, path) or of_lafite(content, path) or as_reference(content)
     if not is_reference(content) and not (isinstance(content, dict) and {"config", "networks"} <= content.keys()):
         raise WeightsError(
             f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...), "

@@ -11,6 +11,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..build import make_generator
 from ..clip.bridge import CLIP, ClipBridge
 from ..config import Config, GalipConfig, RatlipConfig, build_config
-from ..files import WeightsError, contents, fit, load_torch, state_dict, write_atomically
+from ..files import WRAPPINGS, WeightsError, contents, fit, load_torch, state_dict, write_atomically
 from ..system import TextToImage
 from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator
 
@@ -124,8 +125,26 @@ class Published:
 
 
 def is_reference(content: Any) -> bool:
-    """Whether what `torch.load` gave is a checkpoint in the authors' format."""
+    """Whether this is a checkpoint in the authors' format."""
     return isinstance(content, dict) and isinstance(content.get("model"), dict) and "netG" in content["model"]
+
+
+def as_reference(content: Any) -> Any:
+    """What `load_torch` gave, in the authors' format if it holds their networks, or their generator alone, in another.
+
+    The networks may lie under `WRAPPINGS` or beside each other, the generator's tensors (an average's) bare.
+    """
+    if is_reference(content) or not isinstance(content, dict):
+        return content
+    places = [content, *(content[name] for name in WRAPPINGS if isinstance(content.get(name), dict))]
+    for networks in places:
+        if isinstance(networks.get("netG"), dict):
+            return {**content, "model": networks}
+    with suppress(WeightsError):
+        tensors = state_dict(content, "")
+        if {"fc_code.weight", f"{TOWER}conv1.weight"} <= tensors.keys():
+            return {"model": {"netG": tensors}}
+    return content
 
 
 def import_reference(
@@ -142,13 +161,14 @@ def import_reference(
         WeightsError: for a file that is missing, damaged, unsafe or of another format, names or shapes that do not
             fit, or a CLIP of another geometry.
     """
-    content = load_torch(path) if content is None else content
+    content = as_reference(load_torch(path)) if content is None else content
     if not is_reference(content):
         wanted = '{"model": {"netG": ...}} expected'
         raise WeightsError(
             f"{path} is no checkpoint of GALIP's or RATLIP's authors: {wanted}, {contents(content)} found"
         )
-    states = {name: state_dict(state, f"{name} of {path} is no state dict") for name, state in content["model"].items()}
+    theirs = {name: state for name, state in content["model"].items() if name in NAMES}
+    states = {name: state_dict(state, f"{name} of {path} is no state dict") for name, state in theirs.items()}
     tower = {name[len(TOWER) :]: tensor for name, tensor in states["netG"].items() if name.startswith(TOWER)}
     config = _configuration(path, states)
     model = _clip_with(path, tower, states["netG"], clip_model, config.model.noise_dim)

@@ -11,7 +11,18 @@ import clip
 import torch
 from torch import Tensor
 
-from ..files import WEIGHTS, WeightsError, fit, load_torch, load_weights, save_weights, state_dict
+from ..files import (
+    WEIGHTS,
+    WeightsError,
+    contents,
+    fit,
+    is_foreign,
+    is_safetensors,
+    load_torch,
+    load_weights,
+    save_weights,
+    state_dict,
+)
 from .bridge import CLIP
 from .stem import give_stem
 
@@ -39,7 +50,8 @@ def load_clip(
     Args:
         name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32";
             `clip.load` downloads it once, with a progress bar, into ~/.cache/clip and checks its SHA-256), or a file
-            with the same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save`).
+            with the same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save` or
+            safetensors), wrapped as trainings do it (`files.WRAPPINGS`).
         dtype: of its parameters.
 
     Raises:
@@ -48,12 +60,11 @@ def load_clip(
     """
     if str(name) in SHIPPED:
         model = _load_small(SHIPPED[str(name)])
-    elif str(name).endswith(".safetensors"):
-        model = _load_small(Path(name))
     elif str(name) in clip.available_models():
         model = _by_name(str(name))
-    elif Path(name).is_file():
-        model = _from_file(Path(name))
+    elif str(name).endswith(".safetensors") or Path(name).is_file():
+        small = (str(name).endswith(".safetensors") or is_safetensors(name)) and not is_foreign(name)
+        model = _load_small(Path(name)) if small else _from_file(Path(name))
     else:
         known = ", ".join([*SHIPPED, *clip.available_models()])
         raise WeightsError(f"no CLIP named {str(name)!r} and no such file; known names: {known}")
@@ -93,7 +104,7 @@ def _from_file(path: Path) -> CLIP:
     try:
         model = clip.model.build_model(dict(state)).float()
     except KeyError as error:
-        raise WeightsError(f"{path} is no CLIP of OpenAI's: it lacks {error}") from None
+        raise WeightsError(f"{path} is no CLIP of OpenAI's: it lacks {error}; found: {contents(state)}") from None
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(f"{path} doesn't fit clip.model.CLIP: {str(error)[:300]}") from None
     fit(model, state, f"the CLIP in {path}")  # again, since build_model rounds to fp16
