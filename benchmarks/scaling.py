@@ -16,7 +16,6 @@ import re
 import statistics
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,7 +284,7 @@ def measure_loading(birds: str, pictures: int = 600) -> dict[str, float]:
         files = [shards.folder / name for name in shards.index.shards]
         started = time.process_time()
         for path in files:
-            list(scan(path, Counter()))
+            list(scan(path, []))
         index = (time.process_time() - started) / len(shards)
         np.zeros((100_000, CLIP_EMBED), np.float32).tofile(Path(folder) / "sentences.f32")
         sentences = Table(Path(folder) / "sentences.f32", CLIP_EMBED, 100_000)

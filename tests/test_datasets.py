@@ -299,9 +299,10 @@ def test_many_names_are_not_all_shown(faces):
     assert photos.summary().endswith("9 missing image (images/gone0, images/gone1, images/gone2, ...)")
 
 
-def test_odd_caption_bytes(faces, opened):
+def test_odd_caption_bytes(faces):
     (faces / "text" / "face0.txt").write_bytes(b"\xef\xbb\xbfa \x93nice\x94 face\r\n\r\n\tanother \r\n")
-    assert opened("faces", faces).items[0].captions == ("a �nice� face", "another")
+    photos = opened_with_warning(faces, r"1 caption that is no UTF-8 text \(text/face0.txt:1\)")
+    assert photos.items[0].captions == ("another",)
 
 
 def test_captions_with_a_byte_order_mark_and_old_line_ends(faces, opened):
@@ -647,6 +648,7 @@ def test_own_rows_that_cannot_be_used(own):
         "missing image": {"gone.png"},
         "unsafe key": {"'../x.png'", "'/x.png'"},
         "empty captions": {"0.png", "2.png"},
+        "picture that captions.csv doesn't list": {f"inner/{i}.png" for i in range(1, 10, 2)},
     }
 
 

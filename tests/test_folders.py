@@ -64,6 +64,6 @@ def test_folders_that_cannot_be_measured(tmp_path, data):
     refused(broken, "001.png can't be read")
     captions = write(tmp_path / "captions", data.images[:3], ["a", "b", "c"])
     (captions / "002.png").unlink()
-    refused(captions, "captions of 1 pictures that aren't there: 002.png")
+    refused(captions, "captions of 1 pictures that can't be had: .*002.png: missing image")
     (captions / "manifest.jsonl").write_text('{"file": "000.png"}\n')
     refused(captions, "every line needs 'file' and 'caption'")

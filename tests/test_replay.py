@@ -222,7 +222,7 @@ def test_a_csv_says_more(tmp_path):
         ("a.csv", "caption\na red bird, black wings\n", r"a.csv, line 2: more cells than columns"),
         ("a.csv", "", r"a.csv has no column 'caption'"),
         ("a.txt", " \n\n", r"a.txt holds no caption"),
-        ("a.txt", b"\xff\xfe\x00", r"a.txt is no UTF-8 text"),
+        ("a.txt", b"\xff\xfe\x00", r"a.txt, line 1: is no text in UTF-8"),
     ],
 )
 def test_a_file_that_holds_no_captions_is_refused_by_line(tmp_path, name, content, message):

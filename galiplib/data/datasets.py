@@ -21,11 +21,11 @@ from ..images import save_png
 from . import SPLITS, BadRow, DataError, EmptySplit, minibirds
 from . import summary as data_summary
 from .batches import Source
-from .captions import read_captions, stripped
+from .captions import kept, read_captions
 from .decoding import Box, read_header, square_around
 from .download import download
 from .index import Item, passing_index
-from .layouts import LAYOUTS, NAMES, Row, check_key, expected, find_image, list_rows, read_boxes, without_suffix
+from .layouts import LAYOUTS, NAMES, Row, expected, list_rows, read_boxes, without_suffix
 from .pictures import Photos
 from .shard_writing import DrawnBirds, ResizedPhotos, Samples
 from .shards import open_shards
@@ -168,14 +168,14 @@ def open_dataset(
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}. {expected(name)}")
     boxes = read_boxes(folder / "CUB_200_2011") if name in LAYOUTS and LAYOUTS[name].boxes else None
-    listed = list_rows(name, folder, split)
-    rows = tqdm(listed, desc=f"{name} {split}", disable=not progress)
     bad, cut = list[BadRow](), list[str]()
+    listed = list_rows(name, folder, split, bad)
+    rows = tqdm(listed, desc=f"{name} {split}", disable=not progress)
 
     def usable() -> Iterator[Item]:
         for row in rows:
             try:
-                item = _open_row(row, boxes)
+                item = _open_row(row, boxes, bad)
             except BadRow as error:
                 bad.append(error)
                 continue
@@ -190,7 +190,7 @@ def open_dataset(
     photos.cut = cut
     if not len(photos):
         other = SPLITS[1 - SPLITS.index(split)]
-        if not listed and (others := len(list_rows(name, folder, other))):
+        if not listed and (others := len(list_rows(name, folder, other, []))):
             raise EmptySplit(f"the split {split} of {folder} is empty: its pictures, {others:,}, are for {other}")
         raise EmptySplit(f"nothing usable in {folder}: {photos.summary()}. {expected(name)}")
     if warn and (photos.left_out or photos.cut):
@@ -198,11 +198,14 @@ def open_dataset(
     return photos
 
 
-def _open_row(row: Row, boxes: dict[str, Box] | None) -> Item:
-    check_key(row.key)
-    path, texts, box = find_image(row), row.captions, None
-    captions = stripped(texts, row.key) if isinstance(texts, tuple) else read_captions(texts)
-    size, mode = read_header(path)
+def _open_row(row: Row, boxes: dict[str, Box] | None, left_out: list[BadRow]) -> Item:
+    path, texts, box = row.image, row.captions, None
+    if isinstance(path, BadRow):
+        raise path
+    captions = kept(texts, row.key, left_out) if isinstance(texts, tuple) else read_captions(texts, left_out)
+    size, mode, moving = read_header(path)
+    if moving:
+        left_out.append(BadRow("animation, its first frame read", path))
     if boxes is not None:
         if (box := boxes.get(without_suffix(row.key))) is None:
             raise BadRow("no bounding box", path)

@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS pictures (row INTEGER PRIMARY KEY, key BLOB, file BLO
     x REAL, y REAL, w REAL, h REAL, width INTEGER, height INTEGER, mode TEXT, first INTEGER, captions INTEGER);
 CREATE TABLE IF NOT EXISTS captions (place INTEGER PRIMARY KEY, caption TEXT);
 CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, bytes INTEGER);
-CREATE TABLE IF NOT EXISTS left_out (reason TEXT, pictures INTEGER);
+CREATE TABLE IF NOT EXISTS left_out (reason TEXT, pictures INTEGER, named TEXT);
 CREATE TABLE IF NOT EXISTS about (digest TEXT);
 """
 
@@ -116,8 +116,7 @@ class Index:
             raise self._damaged("unfinished")
         self.digest: str = digest[0][0]  # a hash of all captions
         self.shards = dict(self.query("SELECT name, bytes FROM shards"))  # the tar files
-        reasons = self.query("SELECT reason, sum(pictures) FROM left_out GROUP BY reason ORDER BY min(rowid)")
-        self.left_out = dict(reasons)  # what can't be used -> how many pictures
+        self.left_out = self.query("SELECT * FROM left_out ORDER BY rowid")  # what can't be used, how many, names
 
     def _damaged(self, how: object) -> DataError:
         return DataError(f"{self.path} is damaged ({how}): delete {self.path.parent} to have it made again")

@@ -153,6 +153,7 @@ class Photos(Source):
         name = str(error.path)
         if isinstance(error.path, Path) and error.path.is_relative_to(self.folder):
             name = error.path.relative_to(self.folder).as_posix()
+        name = name.encode(errors="backslashreplace").decode()  # names of files need be no text
         self.left_out.setdefault(error.reason, []).append(name)
 
     def _drop(self, row: int, error: BadRow) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import sqlite3
 import tarfile
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -31,13 +32,14 @@ from webdataset.tariterators import base_plus_ext
 
 from . import SPLITS, BadRow, DataError, EmptySplit
 from .batches import Captions
-from .captions import captions_of, captions_of_json, stripped
+from .captions import captions_of, captions_of_json, kept
 from .decoding import SUFFIXES
 from .embeddings import Progress, Table, TextEncoder, digest_of, embeddings_file
 from .index import Index, Item, Writer
-from .pictures import Photos
+from .pictures import Photos, some
 
 BLOCK, WINDOW = 256, 64  # neighbours that stay together; blocks that are shuffled among each other
+NAMED = 4  # names that an index keeps of what a shard lacks: one more than messages show
 ENCODED = 4096  # captions that go through CLIP together, each once
 TESTED = 30_000  # pictures held out at most where no split is given: as many as an FID on COCO takes
 
@@ -138,7 +140,7 @@ def open_shards(
     own = index and Path(index) / ("" if whole else split)
     opened = open_index(shards, own or place / default, progress)
     if opened.left_out:
-        listed = _counted(opened.left_out.items())
+        listed = _counted(opened.left_out)
         warnings.warn(f"{place}: {opened.pictures:,} pictures; left out: {listed}", stacklevel=2)
     size = manifest.get("image_size", image_size)
     if size < image_size:
@@ -258,18 +260,22 @@ def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
         writer, done = _begun(part, named)
         with closing(writer.database) as database:
             for name, shard in tqdm(named[done:], desc="index of the shards", unit="shard", disable=not progress):
-                size, left_out = _check_end(shard), Counter[str]()
+                size, left_out = _check_end(shard), list[BadRow]()
                 for item in scan(shard, left_out):
                     writer.add(replace(item, image=Path(name)))
                 database.execute("INSERT INTO shards VALUES (?,?)", (name, size))
-                database.executemany("INSERT INTO left_out VALUES (?,?)", left_out.items())
+                named = defaultdict[str, list[str]](list)
+                for error in left_out:
+                    named[error.reason].append(str(error.path))
+                found = [(reason, len(names), "\n".join(names[:NAMED])) for reason, names in named.items()]
+                database.executemany("INSERT INTO left_out VALUES (?,?,?)", found)
                 database.commit()
             if not writer.pictures:
-                found = _counted(database.execute("SELECT reason, sum(pictures) FROM left_out GROUP BY reason"))
+                listed = _counted(database.execute("SELECT * FROM left_out ORDER BY rowid"))
                 raise DataError(
-                    f"no sample in {shards[0].parent} can be used: {found or 'they are empty'}. Right would be key.jpg "
-                    "(or png, webp) with key.txt (a caption a line) or key.json (caption or captions) beside it in the "
-                    "tar"
+                    f"no sample in {shards[0].parent} can be used: {listed or 'they are empty'}. Right would be "
+                    "key.jpg (or png, webp) with key.txt (a caption a line) or key.json (caption or captions) beside "
+                    "it in the tar"
                 )
             writer.finish()
     except sqlite3.Error as error:  # of a full disk, say
@@ -277,14 +283,21 @@ def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
     os.replace(part, path)
 
 
-def _counted(reasons: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{count:,} with {reason}" for reason, count in reasons)
+def _counted(rows: Iterable[tuple]) -> str:
+    """What an index has left out: each reason, how often, and the first names, which older indexes lack."""
+    counts, names = Counter[str](), defaultdict[str, list[str]](list)
+    for reason, count, *named in rows:
+        counts[reason] += count
+        names[reason] += named[0].split("\n") if named else []
+    listed = {reason: f" ({some(found)})" if found else "" for reason, found in names.items()}
+    return ", ".join(f"{count:,} with {reason}{listed[reason]}" for reason, count in counts.items())
 
 
 def _begun(part: Path, named: Sequence[tuple[str, Path]]) -> tuple[Writer, int]:
     """What an interruption left of the index, and how many shards are in it; begun anew if it is of other shards."""
     try:
         writer = Writer(part)
+        writer.database.execute("SELECT named FROM left_out LIMIT 0")  # or an older version began it
         done = writer.database.execute("SELECT name, bytes FROM shards ORDER BY rowid").fetchall()
         if done == [(name, shard.stat().st_size) for name, shard in named[: len(done)]]:
             return writer, len(done)
@@ -295,43 +308,51 @@ def _begun(part: Path, named: Sequence[tuple[str, Path]]) -> tuple[Writer, int]:
     return Writer(part), 0
 
 
-def scan(path: Path, left_out: Counter[str]) -> Iterator[Item]:
+def scan(path: Path, left_out: list[BadRow]) -> Iterator[Item]:
     """The pictures in a tar file and their captions; pictures are passed over, captions read.
 
-    `left_out` counts those that can't be used, by reason. Raises DataError if the file is cut or no tar file.
+    `left_out` is told of those that can't be used. Raises DataError if the file is cut or no tar file.
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            for key, group in groupby(_members(archive), itemgetter(0)):  # neighbours of one key, as webdataset does
+            for key, group in groupby(_members(archive, left_out, path), itemgetter(0)):  # neighbours, as webdataset
                 try:
-                    yield _item(archive, {suffix: member for _, suffix, member in group}, key, path)
+                    yield _item(archive, {suffix: member for _, suffix, member in group}, key, path, left_out)
                 except BadRow as error:
-                    left_out[error.reason] += 1
+                    left_out.append(error)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} is cut or no tar file ({error}): get or make it once more") from None
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The files: key, suffix in small letters, member."""
+def _members(
+    archive: tarfile.TarFile, left_out: list[BadRow], path: Path
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The files: key, suffix in small letters, member; links and names without a suffix are left out."""
     for member in archive:
         vars(archive)["members"] = []  # it keeps all that it has seen
         base, suffix = base_plus_ext(member.name)
+        hidden = posixpath.basename(member.name).startswith(".")
         if base is not None and member.isfile():
             yield base, suffix.lower(), member
+        elif not member.isdir() and not hidden:
+            left_out.append(BadRow("no file with a suffix", f"{path.name}, {member.name}"))
 
 
-def _item(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], key: str, path: Path) -> Item:
+def _item(
+    archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], key: str, path: Path, left_out: list[BadRow]
+) -> Item:
     """A sample; its captions are in its .json, else in its .txt, one a line. Raises BadRow if it can't be used."""
     picture = next((members[ending] for ending in members if f".{ending}" in SUFFIXES), None)
+    where = f"{path.name}, {key}"
     if picture is None:
-        raise BadRow("no picture", path)
-    where, span = f"{path}, {key}", (picture.offset_data, picture.size)
+        raise BadRow("no picture", where)
+    span = picture.offset_data, picture.size
     texts = {suffix: file for suffix in ("json", "txt")
              if suffix in members and (file := archive.extractfile(members[suffix]))}  # fmt: skip
     if "json" in texts and (found := captions_of_json(texts["json"].read(), where)):
-        return Item(key, path, stripped(found, where), span=span)
+        return Item(key, path, kept(found, where, left_out), span=span)
     if "txt" in texts:
-        return Item(key, path, captions_of(texts["txt"].read(), where), span=span)
+        return Item(key, path, captions_of(texts["txt"].read(), where, left_out), span=span)
     raise BadRow("missing captions", where)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from ..clip.bridge import ClipBridge
 from ..data import BadRow, DataError, minibirds
 from ..data.batches import Source
 from ..data.captions import read_table
-from ..data.decoding import read_image
+from ..data.decoding import SUFFIXES, read_image
+from ..data.layouts import Finder, list_images
+from ..data.pictures import some
 from ..distributed import same_failure
 from ..images import EvaluationError, to_images
 from ..system import TextToImage
@@ -33,8 +36,7 @@ from .protocol import Plan, draw, embed_captions
 from .samples import MOST, Samples
 
 KEPT = 5000  # pictures whose wide features are remembered, for the measures that compare samples one by one
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-MANIFEST = "manifest.jsonl"
+MANIFEST, SHEET = "manifest.jsonl", "sheet.png"  # as `galip sample --file` writes them
 
 
 # ---------------------------------------------------------------- where pictures come from
@@ -95,25 +97,33 @@ def folder_pictures(folder: str | Path, bridge: ClipBridge) -> Pictures:
 def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
     """The pictures of a folder, and their captions if it has a manifest.jsonl (lines with `file` and `caption`).
 
-    Raises EvaluationError for a missing folder, fewer than two pictures, a manifest that names absent files.
+    Warns of pictures that the manifest doesn't name. Raises EvaluationError for a missing folder, fewer than two
+    pictures, a manifest that names absent files or has no caption of one.
     """
     folder, captions = Path(folder), None
     if not folder.is_dir():
         raise EvaluationError(f"there is no folder {folder}")
-    manifest = folder / MANIFEST
+    manifest, found = folder / MANIFEST, list_images(folder)
+    paths = [folder / name for name in found]
     if manifest.is_file():
         try:
-            table = read_table(manifest)[0]
+            table = read_table(manifest)
         except DataError as error:
             raise EvaluationError(f"{manifest}: every line needs 'file' and 'caption' ({error})") from None
-        paths = [folder / name for name, texts in table.items() for _ in texts]
-        captions = [text for texts in table.values() for text in texts]
-        if absent := [path.name for path in paths if not path.is_file()]:
-            raise EvaluationError(f"{manifest} has captions of {len(absent)} pictures that aren't there: {absent[0]}")
-    else:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+        if table.left_out:
+            raise EvaluationError(str(table.left_out[0]))
+        if silent := [name for name, texts in table.captions.items() if not any(map(str.strip, texts))]:
+            raise EvaluationError(f"{manifest} has no caption of {len(silent)} pictures: {some(silent)}")
+        find = Finder()
+        places = {name: find.image([folder], name) for name in table.captions}
+        if bad := [place for place in places.values() if isinstance(place, BadRow)]:
+            raise EvaluationError(f"{manifest} has captions of {len(bad)} pictures that can't be had: {bad[0]}")
+        pairs = [(places[name], text) for name, texts in table.captions.items() for text in texts if text.strip()]
+        paths, captions = [Path(path) for path, _ in pairs], [text for _, text in pairs]
+        if other := sorted(set(found) - {path.relative_to(folder).as_posix() for path in paths} - {SHEET}):
+            warnings.warn(f"{manifest} doesn't list {len(other)} pictures beside it: {some(other)}", stacklevel=2)
     if len(paths) < 2:
-        kinds = ", ".join(ENDINGS)
+        kinds = ", ".join(SUFFIXES)
         raise EvaluationError(f"{folder} holds {len(paths)} pictures ({kinds}): two are needed at the very least")
     return paths, captions
 
@@ -125,7 +135,7 @@ def read_pictures(paths: Sequence[Path]) -> np.ndarray:
         try:
             arrays.append(np.asarray(read_image(path)))
         except BadRow as error:
-            raise EvaluationError(f"{path} can't be read: {error.reason}") from None
+            raise EvaluationError(f"{path} can't be read: {str(error).removeprefix(f'{path}: ')}") from None
         if arrays[-1].shape != arrays[0].shape:
             sizes = ["{1} x {0}".format(*array.shape) for array in (arrays[-1], arrays[0])]
             raise EvaluationError(f"{path} is {sizes[0]} pixels, {paths[0]} is {sizes[1]}: all must be of one size")

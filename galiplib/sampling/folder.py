@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..clip.bridge import ClipBridge
-from ..data.captions import read_csv, read_lines
+from ..data.captions import is_text, read_csv, read_json_lines, read_lines
+from ..data.decoding import read_image
 from ..files import write_atomically
 from ..system import TextToImage
 from .provenance import Origin, file_name, is_there, save_picture, save_sheet
@@ -28,29 +28,36 @@ COLUMNS = {
     "late": str, "late_from": int,
 }  # fmt: skip
 
+NOTED = ("file", "settings", *Origin.__dataclass_fields__)  # in a line of a manifest, besides the above
+
 
 def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: Any) -> list[Recipe]:
     """The recipes in a file, `count` of each line with the seeds `seed`, `seed` + 1, ...
 
     Args:
-        path: text with a caption a line, or a .csv with a column `caption` and others of `Recipe`; a cell that is
-            filled in overrides `seed` and `settings`.
+        path: text with a caption a line; a .csv or .tsv with a column `caption` and others of `Recipe`, in which a cell
+            that is filled in overrides `seed` and `settings`; a .jsonl of the like, as our own manifest.jsonl is.
         settings: for all lines, as `sample` takes them.
 
     Raises:
-        ValueError: naming file and line, for a caption that is empty, an unknown column, a value out of range, a file
-            that is not UTF-8 or holds no caption.
+        ValueError: naming file and line, for a caption that is empty or can't be decoded, an unknown column, a value
+            out of range; or for a file that holds no caption.
         OSError: if it can't be read.
     """
     path, recipes = Path(path), []
     check_count(count)
-    lines = ((number, {"caption": text}) for number, text in read_lines(path, strict=True))
-    table = path.suffix.lower() == ".csv"
-    for line, cells in read_csv(path, partial(_check, path), strict=True) if table else lines:
+    table = _values, read_csv(path, partial(_check, path))
+    manifest = _of_manifest, read_json_lines(path, '{"caption": "..."}')
+    texts = dict, ((number, {"caption": text}) for number, text in read_lines(path))
+    kinds: dict[str, tuple[Callable, Iterator]] = {".csv": table, ".tsv": table, ".jsonl": manifest}
+    values, lines = kinds.get(path.suffix.lower(), texts)
+    for line, fields in lines:
         try:
-            first = {"seed": seed, **settings, **_values(cells)}
+            if not all(is_text(text) for text in fields.values() if isinstance(text, str)):
+                raise ValueError("is no text in UTF-8, nor in UTF-16 with its byte order mark: save the file as UTF-8")
+            first = {"seed": seed, **settings, **values(fields)}
             recipes += [Recipe.of({**first, "seed": first["seed"] + i}) for i in range(count)]
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not recipes:
         raise ValueError(f"{path} holds no caption: write one a line")
@@ -77,6 +84,12 @@ def _values(cells: Mapping[str, str | None]) -> dict[str, Any]:
     return values
 
 
+def _of_manifest(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line of a manifest says of the recipe: the weights are whatever is asked for now."""
+    own = {name: value for name, value in fields.items() if name not in NOTED and value is not None}
+    return {**(fields.get("settings") or {}), **own}
+
+
 def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
     """The files that the recipes go to. Raises FileExistsError for a folder with the pictures of another list."""
     folder, digits = Path(folder), max(4, len(str(len(recipes))))
@@ -87,7 +100,7 @@ def plan(recipes: Sequence[Recipe], folder: str | Path) -> dict[Path, Recipe]:
             raise FileExistsError(f"{sheet} is there already, but no {MANIFEST}: choose another folder or move it away")
         return planned
     try:
-        found = [json.loads(line)["file"] for line in manifest.read_text().splitlines()]
+        found = [fields["file"] for _, fields in read_json_lines(manifest, '{"file": "..."}')]
     except (ValueError, KeyError, TypeError):
         raise FileExistsError(f"{manifest} is there already and no manifest of pictures: move it away") from None
     names = {path.name for path in planned}
@@ -136,7 +149,7 @@ def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin)
 
 
 def _write_sheet(shown: list[tuple[Path, Recipe]], sheet: Path, origin: Origin) -> Path:
-    made = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in shown])  # (N, H, W, 3)
+    made = np.stack([np.asarray(read_image(path)) for path, _ in shown])  # (N, H, W, 3)
     recipes = [recipe for _, recipe in shown]
     labels, scale = [f"{recipe.text} · {recipe.seed}" for recipe in recipes], max(1, round(112 / made.shape[1]))
     return save_sheet(made, recipes, sheet, origin, columns=8, captions=labels, scale=scale, font_size=11)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from ..build import text_of
 from ..checkpoints.loading import load_generator
 from ..clip.bridge import CLIP, ClipBridge
+from ..data.decoding import read_image
 from ..images import check_finite, to_uint8
 from ..system import Text, TextToImage
 from .bf16 import to_bf16
@@ -265,8 +265,7 @@ def replay(
     if origin.precision == "bf16":
         to_bf16(generator)
     made = collect(generator, generator.bridge, [recipe])
-    with Image.open(png) as picture:
-        before = np.asarray(picture.convert("RGB")).astype(int)  # (H, W, 3)
+    before = np.asarray(read_image(Path(png))).astype(int)  # (H, W, 3)
     now = to_uint8(made.images)[0]
     if before.shape != now.shape:
         warnings.warn(f"{png} was resized since: made again at {now.shape[1]} x {now.shape[0]}", stacklevel=2)
