@@ -264,10 +264,10 @@ def _build(shards: Sequence[Path], path: Path, progress: bool) -> None:
                 for item in scan(shard, left_out):
                     writer.add(replace(item, image=Path(name)))
                 database.execute("INSERT INTO shards VALUES (?,?)", (name, size))
-                named = defaultdict[str, list[str]](list)
+                said = defaultdict[str, list[str]](list)
                 for error in left_out:
-                    named[error.reason].append(str(error.path))
-                found = [(reason, len(names), "\n".join(names[:NAMED])) for reason, names in named.items()]
+                    said[error.reason].append(str(error.path))
+                found = [(reason, len(names), "\n".join(names[:NAMED])) for reason, names in said.items()]
                 database.executemany("INSERT INTO left_out VALUES (?,?,?)", found)
                 database.commit()
             if not writer.pictures:

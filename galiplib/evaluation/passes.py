@@ -118,8 +118,11 @@ def list_pictures(folder: str | Path) -> tuple[list[Path], list[str] | None]:
         places = {name: find.image([folder], name) for name in table.captions}
         if bad := [place for place in places.values() if isinstance(place, BadRow)]:
             raise EvaluationError(f"{manifest} has captions of {len(bad)} pictures that can't be had: {bad[0]}")
-        pairs = [(places[name], text) for name, texts in table.captions.items() for text in texts if text.strip()]
-        paths, captions = [Path(path) for path, _ in pairs], [text for _, text in pairs]
+        pairs = [
+            (place, text) for name, place in places.items() if isinstance(place, Path)
+            for text in table.captions[name] if text.strip()
+        ]  # fmt: skip
+        paths, captions = [path for path, _ in pairs], [text for _, text in pairs]
         if other := sorted(set(found) - {path.relative_to(folder).as_posix() for path in paths} - {SHEET}):
             warnings.warn(f"{manifest} doesn't list {len(other)} pictures beside it: {some(other)}", stacklevel=2)
     if len(paths) < 2:
