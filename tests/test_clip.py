@@ -154,4 +154,4 @@ def test_damaged_missing_or_foreign_clip_files(tmp_path):
     with pytest.raises(WeightsError, match="known names: mini, .*ViT-B/32"):
         clip_files.load_clip("ViT-Z/99")
     with pytest.raises(WeightsError, match="galiplib judge"):
-        clip_files.load_clip(clip_files.SHIPPED.with_name("judge.safetensors"))
+        clip_files.load_clip(clip_files.SHIPPED["mini"].with_name("judge.safetensors"))

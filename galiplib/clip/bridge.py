@@ -21,8 +21,7 @@ from torch import Tensor, nn
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's own preprocessing, for pixels in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 CONVENTIONS = ("clip", "reference")
-# In a word: hyphens and spaces that nobody sees; before it: quotation marks, for BPE reads the 're of they're in 'red.
-TEARING = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]|(?<!\w)['‘’‚‛](?=\w)")
+TEARING = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]|(?<!\w)['‘’‚‛](?=\w)")  # unseen; or BPE reads 're in 'red
 WORD = re.compile(r"[^\W_](?:['’\u0300-\u036f]*[^\W_])*[\u0300-\u036f]*|[\u2600-\u27bf\U0001f000-\U0001faff]")
 
 
@@ -48,16 +47,13 @@ def attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     Fused, but on a CPU written out where there will be a backward pass: that of the fused kernel is two to six times
     slower in bf16, on some processors in fp32 too (`benchmarks/attention.py`).
     """
-    attn = block.attn
-    batch, length, width = x.shape
+    attn, (batch, length, width) = block.attn, x.shape
     q, k, v = (
         F.linear(x, attn.in_proj_weight, attn.in_proj_bias)  # (B, L, 3D)
         .view(batch, length, 3, attn.num_heads, width // attn.num_heads)
         .permute(2, 0, 3, 1, 4)  # (3, B, heads, L, d)
     )
-    mask = block.attn_mask
-    if mask is not None:
-        mask = mask[:length, :length].to(x)
+    mask = None if block.attn_mask is None else block.attn_mask[:length, :length].to(x)
     if q.requires_grad and x.device.type == "cpu" and length <= 128:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, L, L)
         y = (scores if mask is None else scores + mask).softmax(-1) @ v
@@ -100,12 +96,9 @@ class ClipBridge(nn.Module):
             raise ValueError(f"unknown CLIP input convention {convention!r}: one of {', '.join(CONVENTIONS)}")
         self.model = model if trainable else model.eval().requires_grad_(False)
         self.mapper_only = getattr(model, "mapper_only", False)  # out of an authors' file: a part of the vision tower
-        self.convention = convention
-        visual = model.visual
-        self.layers = visual.transformer.layers
-        self.width = visual.transformer.width
-        self.image_size = visual.input_resolution
-        self.patch_size = visual.conv1.kernel_size[0]
+        self.convention, visual = convention, model.visual
+        self.layers, self.width = visual.transformer.layers, visual.transformer.width
+        self.image_size, self.patch_size = visual.input_resolution, visual.conv1.kernel_size[0]
         self.grid = self.image_size // self.patch_size
         self.embed_dim, self.word_dim = visual.output_dim, model.ln_final.normalized_shape[0]
         self.context_length = model.context_length
@@ -115,17 +108,16 @@ class ClipBridge(nn.Module):
         if not 0 <= self.taps[0] <= self.taps[-1] < self.layers:
             raise ValueError(f"taps {self.taps} lie outside this CLIP's {self.layers} blocks, 0..{self.layers - 1}")
         self.prompt_layers = default_prompt_layers(self.layers) if prompt_layers is None else prompt_layers
-        most = max(1, self.layers - 1)  # block 0 has none
-        if not 1 <= self.prompt_layers <= most:
+        if not 1 <= self.prompt_layers <= (most := max(1, self.layers - 1)):  # block 0 has none
             raise ValueError(f"prompt_layers = {prompt_layers} must lie in 1 to {most} with {self.layers} blocks")
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
     def _need_whole(self, what: str) -> None:
         if self.mapper_only:
+            how = 'load_generator(path, clip_model=load_clip("ViT-B/32"))'
             raise ValueError(
-                f"{what} can't be encoded: the checkpoint holds only the part of CLIP that its generator needs. Load "
-                'it with the whole one: load_generator(path, clip_model=load_clip("ViT-B/32"))'
+                f"{what} can't be encoded: the file has a part of CLIP only. Load it with the whole: {how}"
             )
 
     # ------------------------------------------------------------ text
@@ -144,8 +136,7 @@ class ClipBridge(nn.Module):
         """Captions -> (B, context) int64 token ids, truncated to the context as GALIP does.
 
         A small CLIP knows only the words of its own data set (`model.vocabulary`, sorted BPE ids): others are left
-        out, with one warning that names them as they are typed; marks are, without a word. Raises ValueError for an
-        empty caption, or one of unknown words only.
+        out, with one warning that names them as typed. Raises ValueError for an empty caption, or unknown words only.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if empty := [index for index, text in enumerate(captions) if not text.strip()]:
@@ -244,9 +235,8 @@ class ClipBridge(nn.Module):
     def _run_image(self, images: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         """Images -> tapped features, and what leaves the last of `layers` blocks (B, 1 + g*g, width)."""
         self._need_whole("images")
-        visual = self.model.visual
+        visual, tapped = self.model.visual, []
         x = self._tokens_in(visual.conv1(self.preprocess(images).to(visual.conv1.weight.dtype)))
-        tapped = []
         for index, block in enumerate(visual.transformer.resblocks[:layers]):
             x = run_block(block, x)
             if index in self.taps:
