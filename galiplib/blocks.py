@@ -118,9 +118,9 @@ class GeneratorBlock(nn.Module):
         super().__init__()
         self.size = size
         self.mode = "bilinear" if smooth_shortcut else "nearest"
-        self.fuse1 = TextFusion(condition_dim, channels_in)
+        self.fuse1: nn.Module = TextFusion(condition_dim, channels_in)
         self.conv1 = conv(channels_in, channels_out)
-        self.fuse2 = TextFusion(condition_dim, channels_out)
+        self.fuse2: nn.Module = TextFusion(condition_dim, channels_out)
         self.conv2 = conv(channels_out, channels_out)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 

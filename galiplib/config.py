@@ -209,6 +209,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "residual": PictureConfig,
     "features": FeaturesConfig,
     "dfgan": DfganConfig,
+    "ratgan": RatganConfig,
     "attngan": AttnganConfig,
     "lafite": LafiteConfig,
 }

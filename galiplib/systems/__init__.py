@@ -10,6 +10,7 @@ SYSTEMS = {
     "residual": "picture_input.ResidualGALIP",
     "features": "picture_input.FeatureGALIP",
     "dfgan": "dfgan.DFGAN",
+    "ratgan": "ratgan.RATGAN",
     "attngan": "attngan.AttnGAN",
     "lafite": "lafite.LAFITE",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,8 @@ from ..precision import autocast
 from ..system import Batch, Losses, Noise, Phase, Step, System, TextToImage
 
 
-def geometry(config: ModelConfig) -> tuple[list[int], list[tuple[int, int]]]:
-    """The sides of the generator's maps, doubling up to the picture's, and each block's (in, out) channels.
+def geometry(config: ModelConfig, most: int = 8) -> tuple[list[int], list[tuple[int, int]]]:
+    """Sides of the generator's maps, doubling up to the picture's; (in, out) channels of its blocks, at most `most` nf.
 
     The smallest side is the picture's, halved until it is 7 or less: 4 for powers of two, as published; 7 for the 56
     pixels of mini birds (7, 14, 28, 56). The discriminator goes the same way back.
@@ -36,7 +37,7 @@ def geometry(config: ModelConfig) -> tuple[list[int], list[tuple[int, int]]]:
         sides.insert(0, sides[0] // 2)
     if len(sides) == 1 or not 4 <= sides[0] <= 7:
         raise ConfigError(f"model.image_size = {sides[-1]} must be 4, 5, 6 or 7 times a power of two, such as 56 or 64")
-    return sides, block_channels(config.channels, len(sides) - 1)
+    return sides, block_channels(config.channels, len(sides) - 1, most)
 
 
 class Generator(TextToImage):
@@ -89,11 +90,11 @@ class HalvingBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures (B, 3, H, W) -> features (B, 8 nf, g, g)."""
+    """Pictures (B, 3, H, W) -> features (B, `most` nf, g, g); without its last block twice as wide."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, most: int = 8, without_last: bool = False) -> None:
         super().__init__()
-        _, channels = geometry(config)
+        channels = geometry(config, most)[1][without_last:]
         self.from_rgb = conv3x3(3, config.channels)
         self.blocks = nn.Sequential(*(HalvingBlock(narrow, wide) for wide, narrow in reversed(channels)))
 
@@ -102,21 +103,21 @@ class Discriminator(nn.Module):
 
 
 class Head(nn.Module):
-    """Features (B, 8 nf, g, g) and sentence (B, E) -> logit (B,): real and matching, or not ("one-way output").
+    """Features (B, `most` nf, g, g) and sentence (B, E) -> logit (B,): real and matching, or not ("one-way output").
 
     The published head repeats the sentence over the map and convolves both together. Equal and cheaper: convolve each,
     and add; a step then computes each part once for matching and mismatched pairs.
     """
 
-    def __init__(self, bridge: ClipBridge, config: ModelConfig) -> None:
+    def __init__(self, bridge: ClipBridge, config: ModelConfig, most: int = 8) -> None:
         super().__init__()
-        sides, channels = geometry(config)
+        sides, channels = geometry(config, most)
         self.grid, self.channels = sides[0], channels[0][0]
         self.joint = nn.Conv2d(self.channels + bridge.embed_dim, 2 * config.channels, 3, padding=1, bias=False)
         self.logit = nn.Conv2d(2 * config.channels, 1, self.grid, bias=False)
 
     def project_features(self, features: Tensor) -> Tensor:
-        """What the picture gives: (B, 8 nf, g, g) -> (B, 2 nf, g, g)."""
+        """What the picture gives: (B, `most` nf, g, g) -> (B, 2 nf, g, g)."""
         return F.conv2d(features, self.joint.weight[:, : self.channels], padding=1)
 
     def project_text(self, sentence: Tensor) -> Tensor:
@@ -138,17 +139,21 @@ class DFGAN(System):
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
         self.generator = self.make_generator(bridge, config.model)
-        self.discriminator = Discriminator(config.model)
-        self.head = Head(bridge, config.model)
+        self.discriminator, self.head = self.make_judges(bridge, config.model)
         if config.data.image_size != self.generator.image_size:
             raise ConfigError(
                 f"data.image_size = {config.data.image_size} must be model.image_size = {self.generator.image_size}: "
-                "DF-GAN's discriminator compares their pixels"
+                "the discriminator compares their pixels"
             )
 
     @classmethod
-    def make_generator(cls, bridge: ClipBridge, config: ModelConfig) -> Generator:
+    def make_generator(cls, bridge: ClipBridge, config: Any) -> TextToImage:
         return Generator(bridge, config)
+
+    @staticmethod
+    def make_judges(bridge: ClipBridge, config: Any) -> tuple[Discriminator, Head]:
+        """Discriminator and head."""
+        return Discriminator(config), Head(bridge, config)
 
     def phases(self) -> Sequence[Phase]:
         losses_d, losses_g = self.discriminator_losses, self.generator_losses
