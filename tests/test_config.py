@@ -138,8 +138,8 @@ def test_changed_lists_differences():
     ("profile", "overrides", "message"),
     [
         ("minni", [], "mini"),
-        ("mini:rat", [], "profile mini has no variant 'rat': attngan, dfgan, lafite, ratlip, ratlip-reference"),
-        ("coco:ratlip", [], "profile coco has no variant 'ratlip': attngan, dfgan, lafite"),
+        ("mini:rat", [], "profile mini has no variant 'rat': attngan, dfgan, lafite, ratgan, ratlip, ratlip-reference"),
+        ("coco:ratlip", [], "profile coco has no variant 'ratlip': attngan, dfgan, lafite, ratgan"),
         ("cc12m:ratlip", [], "profile cc12m has no variant 'ratlip': none at all"),
         ("mini:", [], "has no variant ''"),
         ("mini:ratlip", ["model.channels=5"], "even model.channels and model.code_channels, not 5 and 64"),

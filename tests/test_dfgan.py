@@ -18,6 +18,7 @@ import torch
 
 from galiplib.augmentation import draw
 from galiplib.build import make_bridge, make_system
+from galiplib.checkpoints.dfgan import write_dfgan
 from galiplib.checkpoints.loading import export_reference, load_discriminator, load_generator
 from galiplib.config import ConfigError, DfganConfig, build_config, load_config
 from galiplib.files import WeightsError
@@ -301,6 +302,42 @@ def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(tmp_path):
     )
     with pytest.raises(WeightsError, match="authors' format of the system dfgan"):
         export_reference(tmp_path / "whole", tmp_path / "state_epoch_001.pth")
+
+
+def test_their_file_is_read_and_written_back_tensor_by_tensor(reference, tmp_path):
+    system, path = published(8, 64), tmp_path / "state_epoch_1220.pth"
+    nets = {
+        network: {to_theirs(network, name): tensor for name, tensor in module.state_dict().items()}
+        for network, module in networks_of(system).items()
+    }
+    nets["netD"] |= {"DBlocks.3.conv_s.weight": torch.ones(64, 64, 1, 1), "DBlocks.3.conv_s.bias": torch.ones(64)}
+    content = {"model": {key: {f"module.{n}": t for n, t in net.items()} for key, net in nets.items()}, "epoch": 1220,
+               "optimizers": {"optimizer_G": {}, "optimizer_D": {}}}  # fmt: skip
+    torch.save(content, path)
+    generator, (discriminator, head) = load_generator(path), load_discriminator(path)
+    noise, sentence = reference["noise"], reference["sent"]
+    with torch.no_grad():
+        fake = generator(noise, sentence)
+        close(fake[:2, :, ::2, ::2], reference["nf8_imsize64_fake"])
+        close(head(discriminator(fake), sentence), reference["nf8_imsize64_logits"])
+    with pytest.raises(WeightsError, match="--damsm FOLDER"):
+        sample(generator, generator.bridge, "a red bird")
+    export_reference(path, tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert (back["epoch"], back["optimizers"]) == (1220, content["optimizers"])
+    for network, tensors in nets.items():
+        assert back["model"][network].keys() == tensors.keys()
+        assert all(torch.equal(back["model"][network][name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_training_is_written_for_their_code(tmp_path):
+    system, config = make(8, 64), {"system": "dfgan", "model": {"channels": 8, "image_size": 64}}
+    write_dfgan({"config": config, "networks": system.state_dict()}, tmp_path / "state_epoch_001.pth")
+    written = torch.load(tmp_path / "state_epoch_001.pth", weights_only=True)["model"]
+    assert written["netD"]["DBlocks.3.conv_s.weight"].shape == (64, 64, 1, 1)
+    generator = load_generator(tmp_path / "state_epoch_001.pth")
+    for name, tensor in system.ema.state_dict().items():
+        assert torch.equal(generator.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(("name", "steps"), [("birds", 358_800), ("flowers", 219_000), ("coco", 776_000)])

@@ -5,7 +5,9 @@ lie in tests/reference/ratgan_*.
 """
 
 import json
+import math
 import zlib
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +16,13 @@ import pytest
 import torch
 
 from galiplib.build import make_system
-from galiplib.checkpoints.dfgan import RATGAN, of_dfgan, renamed
-from galiplib.config import build_config
-from galiplib.system import Batch, Text
+from galiplib.checkpoints.dfgan import RATGAN, of_dfgan, renamed, write_dfgan
+from galiplib.checkpoints.loading import export_reference, load_discriminator, load_generator
+from galiplib.config import build_config, load_config
+from galiplib.files import WeightsError
+from galiplib.runs.run import Run
+from galiplib.sampling.sample import sample
+from galiplib.system import Batch, Step, Text
 from galiplib.training import Optimizers, train_step
 
 HERE = Path(__file__).parent / "reference"
@@ -48,8 +54,9 @@ def reference():
 
 @pytest.fixture(scope="module")
 def states(shapes):
-    """The published state dicts by manifest; `netD_attention_nf8`'s rule has another prefix."""
+    """Manifest -> the published state dict."""
 
+    @cache
     def made(manifest):
         prefix = "dfgan2020" if "2020" in manifest else "ratgan"
         network = manifest.partition("_")[0] + ("att" if "attention" in manifest else "")
@@ -160,3 +167,141 @@ def norms(system):
             theirs = renamed(name.replace("generator.", "ema.", 1), RATGAN[network], back=True)
             found[network][theirs] = parameter.grad.norm().item()
     return found
+
+
+# ---------------------------------------------------------------- their files
+
+
+@pytest.mark.parametrize("manifest", ["netG_nf8", "netD_attention_nf8", "netG_2020_nf8", "netD_2020_nf8"])
+def test_a_file_is_written_back_tensor_by_tensor(manifest, states, tmp_path):
+    state, path = states(manifest), tmp_path / f"{manifest}.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    export_reference(path, tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    if manifest.startswith("netG"):
+        generator = load_generator(path)
+        assert generator.image_size == 256
+        with pytest.raises(WeightsError, match="holds a generator only"):
+            load_discriminator(path)
+        with pytest.raises(WeightsError, match="--damsm FOLDER"):
+            sample(generator, generator.bridge, "a red bird")
+    else:
+        discriminator, head = load_discriminator(path)
+        logits = head(discriminator(torch.zeros(2, 3, 256, 256)), torch.zeros(2, 256))
+        assert logits.shape == (2,) and torch.isfinite(logits).all()
+        with pytest.raises(WeightsError, match="holds a discriminator only"):
+            load_generator(path)
+
+
+def test_a_training_is_written_for_their_code(shapes, tmp_path):
+    """Also what their networks hold and do not use: the cell eight times, affines as the identity."""
+    bridge = SimpleNamespace(embed_dim=256, pixel_mean=torch.zeros(1))
+    values = {"system": "ratgan", "model": {"channels": 8, "attention": True}, "data": {"image_size": 256}}
+    config = build_config(values)
+    content = {"config": config.model_dump(), "networks": make_system(bridge, config).state_dict()}
+    write_dfgan(content, tmp_path / "netG_001.pth")
+    for name, manifest in (("netG", "netG_nf8"), ("netD", "netD_attention_nf8")):
+        written = torch.load(tmp_path / f"{name}_001.pth", weights_only=True)
+        assert {key: list(tensor.shape) for key, tensor in written.items()} == shapes[manifest]
+    generator = load_generator(tmp_path / "netG_001.pth")
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, content["networks"][f"ema.{name}"]), name
+    with pytest.raises(WeightsError, match="must have netG in its name"):
+        write_dfgan(content, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"model\.image_size = 256, not 56"):
+        small = build_config(values | {"data": {"image_size": 56}, "model": {"channels": 2, "image_size": 56}})
+        write_dfgan({"config": small.model_dump(), "networks": make_system(bridge, small).state_dict()}, tmp_path / "y")
+
+
+def test_what_is_no_whole_file_of_theirs_is_named(states, tmp_path):
+    path = tmp_path / "netG.pth"
+    torch.save({n: tensor for n, tensor in states("netG_nf8").items() if not n.startswith("fc.")}, path)
+    with pytest.raises(WeightsError, match=r"netG\.pth lacks fc\.weight, which every ratgan"):
+        load_generator(path)
+    torch.save({n: tensor for n, tensor in states("netG_nf8").items() if n != "block3.c2.weight"}, path)
+    with pytest.raises(WeightsError, match=r"generator in .*netG\.pth doesn't fit: missing: blocks\.3\.conv2\.weight"):
+        load_generator(path)
+
+
+# ---------------------------------------------------------------- training
+
+
+TINY = {
+    "model.channels": 2, "model.state_dim": 8, "data.train_size": 24, "data.test_size": 20, "train.batch_size": 4,
+    "train.precision": "fp32", "train.penalty_every": 2, "train.evaluate_every": 0,
+}  # fmt: skip
+
+
+def tiny(**more):
+    return load_config("mini:ratgan", TINY | {key.replace("__", "."): value for key, value in more.items()})
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(attention, tmp_path):
+    config = tiny(train__max_steps=4, train__sample_every=4, model__attention=attention)
+    whole = Run(tmp_path / "whole", config, progress=False)
+    list(whole.train())
+    for report in Run(tmp_path / "parts", config, progress=False).train():
+        if report.step == 2:
+            break
+    resumed = Run(tmp_path / "parts", config, progress=False)
+    assert resumed.step == 2
+    list(resumed.train())
+    for name, tensor in whole.system.state_dict().items():
+        assert torch.equal(tensor, resumed.system.state_dict()[name]), name
+    history = whole.history()
+    assert all(math.isfinite(value) for line in history for value in line.values())
+    assert [line["penalty"] > 0 for line in history] == [False, True] * 2
+    exported = load_generator(tmp_path / "whole" / "generator.safetensors")
+    assert sample(exported, exported.bridge, "a red bird in the snow", seed=1).images.shape == (1, 3, 56, 56)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_picture_does_not_depend_on_its_batch_and_late_blocks_take_another_caption(recurrent):
+    bridge = SimpleNamespace(embed_dim=16, pixel_mean=torch.zeros(1))
+    config = build_config({
+        "system": "ratgan", "model": {"channels": 2, "image_size": 56, "state_dim": 8, "recurrent": recurrent},
+        "data": {"image_size": 56},
+    })  # fmt: skip
+    generator = make_system(bridge, config).generator.eval().double()
+    torch.manual_seed(1)
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # gates open, affines that listen
+    noise, sentence = torch.randn(3, 100).double(), torch.randn(3, 16).double()
+    with torch.no_grad():
+        together = generator(noise, sentence)
+        alone = torch.cat([generator(noise[i : i + 1], sentence[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(alone, together)
+        late = noise, sentence.roll(1, 0)
+        assert torch.equal(generator(noise, sentence, late, generator.late_blocks), together)
+        assert not torch.allclose(generator(noise, sentence, late, 2), together)
+        assert not torch.allclose(generator(noise, sentence.roll(1, 0)), together)
+
+
+def test_as_published_the_last_picture_meets_no_other_caption():
+    bridge = SimpleNamespace(embed_dim=16, pixel_mean=torch.zeros(1))
+    losses = []
+    for reference in (False, True):
+        system = make_system(bridge, build_config({
+            "system": "ratgan", "model": {"channels": 2, "image_size": 56, "state_dim": 8, "reference": reference},
+            "data": {"image_size": 56}, "train": {"precision": "fp32"},
+        }))  # fmt: skip
+        torch.manual_seed(0)
+        sentence = torch.randn(4, 16)
+        batch = Batch(torch.randn(4, 3, 56, 56), Text(sentence), {"z": torch.randn(4, 100)})
+        noted = system.discriminator_losses(batch, Step(1)).noted
+        logits = system.judge(batch.images, sentence.roll(-1, 0))
+        torch.testing.assert_close(noted["logit_mismatch"], logits[: 4 - reference].mean())
+        losses.append(noted["loss_mismatch"].item())
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("birds", 220_800), ("flowers", 175_800), ("coco", 413_880)])
+def test_the_published_settings(name, steps):
+    config = load_config(f"{name}:ratgan")
+    model, train = config.model, config.train
+    assert (model.channels, model.affines, model.reference) == (64, 6 if name == "flowers" else 4, True)
+    assert (train.recipe, train.batch_size, train.lr_g, train.lr_d, train.max_steps) == ("paper", 24, 1e-4, 4e-4, steps)
+    assert (train.penalty_weight, train.penalty_power, train.penalty_every) == (2.0, 6.0, 1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ELSEWHERE = "elsewhere"
+from ..clip.damsm_files import ELSEWHERE
 from ..files import WeightsError, state_dict, write_atomically
 from ..systems.ratgan import MOST
 
@@ -204,7 +205,7 @@ def write_dfgan(content: dict[str, Any], path: str | Path, ema: bool = True) -> 
             raise WeightsError(f"{path} must have netG in its name: netD is written beside it, under the like name")
         written = {path if len(networks) == 1 or n == "netG" else beside: tensors for n, tensors in networks.items()}
     for file, whole in written.items():
-        write_atomically(file, lambda stream, whole=whole: torch.save(whole, stream))
+        write_atomically(file, partial(torch.save, whole))
 
 
 def _check(system: str, model: dict[str, Any], networks: dict[str, dict[str, Tensor]]) -> None:
@@ -215,13 +216,14 @@ def _check(system: str, model: dict[str, Any], networks: dict[str, dict[str, Ten
     first = generator["GBlocks.0.c1.weight" if system == "dfgan" else "block0.c1.weight"]
     side = round((len(generator["fc.weight"]) / first.shape[1]) ** 0.5)
     blocks = _count(generator, "GBlocks." if system == "dfgan" else "block")
-    wrong = side != 4 or (system == "ratgan" and blocks != 7)
-    if wrong:
-        size = side * 2 ** (blocks - (system == "ratgan"))
-        right = "256" if system == "ratgan" else "4 times a power of two"
-        raise WeightsError(f"model.image_size = {size}: the authors' code knows only {right}")
+    if side != 4 or (system == "ratgan" and blocks != 7):
+        size, right = (
+            side * 2 ** (blocks - (system == "ratgan")),
+            "256" if system == "ratgan" else "4 times a power of two",
+        )
+        raise WeightsError(f"the authors' format of the system {system} has model.image_size = {right}, not {size}")
     if system == "ratgan" and model.get("state_dim", 256) != 256:
-        raise WeightsError(f"model.state_dim = {model['state_dim']}: the authors' code knows only 256")
+        raise WeightsError(f"the authors' format of RAT-GAN has model.state_dim = 256, not {model['state_dim']}")
 
 
 def _made_up(network: str, tensors: dict[str, Tensor], model: dict[str, Any]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from ..config import Config
 from ..files import WEIGHTS, WeightsError, contents, fit, is_foreign, is_safetensors, load_torch, load_weights
 from ..system import TextToImage
 from .attngan import of_attngan
+from .dfgan import of_dfgan, write_dfgan
 from .published import Published, as_reference, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .snapshots import is_snapshot, load_snapshot, of_lafite
@@ -35,11 +36,12 @@ def load_generator(
     Args:
         path: "mini" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors` file of
             `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, wrapped or their generator's tensors
-            alone (`published.as_reference`), a generator of AttnGAN's (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a
-            network snapshot or state dict of LAFITE's. The content says what a file is.
+            alone (`published.as_reference`), of DF-GAN's, a `netG_*.pth` of RAT-GAN's or of DF-GAN's until 2022, a
+            generator of AttnGAN's (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a network snapshot or state dict of
+            LAFITE's. The content says what a file is; RAT-GAN's model for flowers must have "flower" in its path.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions; those
-            of AttnGAN's take a DAMSM here, by `clip.damsm_files.load_damsm(folder)`.
+            of DF-GAN's, RAT-GAN's and AttnGAN's take a DAMSM, by `clip.damsm_files.load_damsm(folder)`.
         ema: the averaged weights of a run or checkpoint; False for those in training. Other files hold one set only.
 
     Raises:
@@ -51,6 +53,8 @@ def load_generator(
         raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
     if theirs:
         return import_reference(path, clip_model, device, content).generator
+    if not _holds(content, "ema"):
+        raise WeightsError(f"{path} holds a discriminator only: the generator is in another file, netG_*.pth")
     bridge, config = _around(path, content, clip_model, device)
     with torch.random.fork_rng(devices=[]):  # its first weights, which the file's replace, are drawn
         generator = make_generator(bridge, config)
@@ -63,7 +67,7 @@ def load_discriminator(
     """Discriminator and head in eval mode: head(discriminator(tapped (B, taps, W, g, g)), sentence (B, E)) -> (B,).
 
     Args:
-        path: a run folder, one of its checkpoints, or a `state_epoch_*.pth` of GALIP's or RATLIP's authors.
+        path: a run folder, one of its checkpoints, or a `state_epoch_*.pth` or `netD_*.pth` of the authors.
         clip_model: as in `load_generator`.
 
     Raises:
@@ -98,7 +102,8 @@ def export_reference(
 
     Args:
         source: a run folder, one of its checkpoints, an authors' file, or what `import_reference` gave.
-        path: the file to write; their code looks for `state_epoch_<three digits>.pth`.
+        path: the file to write; their code looks for `state_epoch_<three digits>.pth`, RAT-GAN's for
+            `netG_<three digits>.pth`, beside which netD is written.
         clip_model: as in `load_generator`.
         ema: write the averaged generator (what is evaluated and published), not the one in training.
 
@@ -109,6 +114,10 @@ def export_reference(
         file, content = _read(source)
         if is_reference(content):
             source = import_reference(file, clip_model, content=content)
+        elif content["config"].get("system") in ("dfgan", "ratgan"):
+            if not ema and not _holds(content, "generator"):
+                raise WeightsError(f"{file} holds one set of weights: only run folders and their checkpoints hold both")
+            return write_dfgan(content, path, ema)
         else:
             config = recorded_config(content["config"])
             check_format(config)
@@ -131,11 +140,12 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
         tensors, record = load_weights(path, KIND)
         return path, {"config": record["config"], "networks": {f"ema.{name}": t for name, t in tensors.items()}}
     content = load_snapshot(path) if is_snapshot(path) else load_torch(path)
-    content = of_attngan(content, path) or of_lafite(content, path) or as_reference(content)
+    content = of_attngan(content, path) or of_lafite(content, path) or of_dfgan(content, path) or as_reference(content)
     if not is_reference(content) and not (isinstance(content, dict) and {"config", "networks"} <= content.keys()):
         raise WeightsError(
             f"{path} is neither a checkpoint of galiplib (config, networks) nor of GALIP's authors (model: netG, ...), "
-            "nor a generator of AttnGAN's (h_net1.fc.0.weight, ...) or LAFITE's (G_ema: mapping.w_avg, ...), but "
+            "nor a generator of DF-GAN's or RAT-GAN's (conv_img.1.weight, ...), of AttnGAN's (h_net1.fc.0.weight, ...) "
+            "or LAFITE's (G_ema: mapping.w_avg, ...), but "
             f"{contents(content)}"
         )
     return path, content

@@ -34,7 +34,8 @@ class Cell(nn.Module):
         super().__init__()
         self.hidden, self.memory = nn.Linear(noise_dim, state_dim), nn.Linear(noise_dim, state_dim)
         self.lstm = nn.LSTM(embed_dim, state_dim, batch_first=True)
-        self.lstm.bias_hh_l0.requires_grad_(False).zero_()  # torch's second one: the bias would learn twice as fast
+        second = cast(Tensor, self.lstm.bias_hh_l0)  # beside it the bias would learn twice as fast
+        second.requires_grad_(False).zero_()
 
     def forward(self, noise: Tensor, sentence: Tensor, steps: int) -> Tensor:
         """(B, Z), (B, E) -> the state after every step (B, steps, S), of which none depends on another picture."""
@@ -119,7 +120,7 @@ class AttentiveHead(Head):
 
     def __init__(self, bridge: ClipBridge, config: RatganConfig) -> None:
         super().__init__(bridge, config, MOST)
-        both = self.channels + bridge.embed_dim
+        both = geometry(config, MOST)[1][0][1] + bridge.embed_dim
         self.attention = nn.Sequential(
             nn.Conv2d(both, 2 * config.channels, 3, padding=1, bias=False), nn.LeakyReLU(SLOPE),
             nn.Conv2d(2 * config.channels, 1, 1, bias=False), nn.Sigmoid(),
@@ -127,7 +128,7 @@ class AttentiveHead(Head):
         self.block = HalvingBlock(both, self.channels)
 
     def project_features(self, features: Tensor) -> Tensor:
-        """All of a picture's, (B, 16 nf, 2g, 2g): there is no part that doesn't ask for the sentence."""
+        """All of a picture's, (B, channels, 2g, 2g): there is no part that doesn't ask for the sentence."""
         return features
 
     def project_text(self, sentence: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class AttentiveHead(Head):
         return seen.flatten(2).softmax(2).view_as(seen)
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
-        """(B, 16 nf, 2g, 2g), (B, E) -> (B,)."""
+        """(B, channels, 2g, 2g), (B, E) -> (B,)."""
         placed = text[:, :, None, None] * self.weights(features, text)  # (B, E, 2g, 2g)
         halved = self.block(torch.cat([features, placed], dim=1))  # (B, 16 nf, g, g)
         return super().logits(super().project_features(halved), super().project_text(text))
