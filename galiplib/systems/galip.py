@@ -219,10 +219,7 @@ class Fakes(NamedTuple):
 
 
 class GALIP(System):
-    """Generator, discriminator and head, trained as in sec. 3.4: one step of each on the same fakes.
-
-    With `model.projected` a second discriminator looks beside the first, and learns in the same phase.
-    """
+    """Generator, discriminator (a second one with `model.projected`) and head, one step of each on the same fakes."""
 
     generator_class: ClassVar[type[Generator]] = Generator
 
