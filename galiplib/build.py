@@ -27,12 +27,17 @@ from .systems import system_class
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" -> cuda, else mps, else cpu; another name as it stands."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """ "auto" -> cuda, else mps, else cpu; another name as it stands. Raises ConfigError for one that isn't here."""
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if name == "auto":
+        return torch.device(next(kind for kind, count in here.items() if count))
+    kind, colon, number = str(name).partition(":")
+    if kind not in here or bool(colon) != number.isdecimal():
+        raise ConfigError(f"unknown device {name!r}: one of auto, cuda (cuda:0, cuda:1, ...), mps, cpu")
+    if int(number or 0) >= here[kind]:
+        listed = ", ".join(f"{count} of {kind}" for kind, count in here.items() if count)
+        raise ConfigError(f"there is no device {name} that torch {torch.__version__} can use here, only {listed}")
+    return torch.device(name)
 
 
 def make_bridge(
@@ -52,6 +57,14 @@ def make_bridge(
         raise ConfigError("clip.name = 'own' needs a run folder, where that CLIP lies; or give clip_model")
     model = clip_model or load_clip(config.clip.name, device)
     return ClipBridge(model, config.clip.convention, config.clip.taps, config.clip.prompt_layers).to(device)
+
+
+def context_of(config: Config) -> int:
+    """How many tokens the CLIP of a configuration reads, begin and end among them; OpenAI's need not be there."""
+    if config.clip.name == "own":
+        return config.clip.context_length
+    small = config.clip.name == "mini" or config.clip.name.endswith(".safetensors")
+    return load_clip(config.clip.name).context_length if small else 77
 
 
 def make_system(bridge: ClipBridge, config: Config) -> System:

@@ -76,7 +76,9 @@ def clip_of(args: argparse.Namespace) -> Any:
 
 def load(args: argparse.Namespace, ema: bool = True) -> TextToImage:
     """The generator that --weights, --clip and --device name."""
-    return loading.load_generator(args.weights, clip_of(args), build.pick_device(args.device), ema)
+    device = build.pick_device(args.device)
+    loading.find(args.weights)  # before a CLIP is downloaded
+    return loading.load_generator(args.weights, clip_of(args), device, ema)
 
 
 def describe(args: argparse.Namespace) -> None:
@@ -92,6 +94,7 @@ def describe(args: argparse.Namespace) -> None:
 def train_clip(args: argparse.Namespace) -> None:
     """Train a small CLIP, measure it, write it with its record."""
     config, device, told = configure(args), build.pick_device(args.device), {"command": command_line()}
+    files.check_target(args.out, ".safetensors", force=args.force)
     if args.teacher:
         sets = {config.data.name: config}
         for name, _, folder in (pair.partition("=") for pair in args.also):
@@ -122,6 +125,8 @@ def train(args: argparse.Namespace) -> None:
     """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
     config = configure(args)
     out = args.out or Path("outputs") / config.folder / "train"
+    if args.export:
+        files.check_target(args.export, ".safetensors", force=args.force)
     run = runs.Run(out, config, args.device, allow_changes=args.allow_changes)
     if run.step:
         print(f"going on from step {run.step}" if not run.finished else f"complete: {run.step} steps")
@@ -135,7 +140,11 @@ def train(args: argparse.Namespace) -> None:
             kept = f"stopped after step {run.step} of {config.train.max_steps}"  # it came between two steps
             raise KeyboardInterrupt(f"{kept}; the same command or cell goes on from there") from None
     if args.export:
-        metrics = evaluation.measure_generator(run.system.ema, run.bridge, config).record()
+        try:
+            metrics = evaluation.measure_generator(run.system.ema, run.bridge, config).record()
+        except (images.TooFew, datasets.DataError) as error:
+            metrics = {"left_out": {"all": str(error)}}
+            print(f"not measured: {error}")
         if run.workers.leads:
             version = import_module("torch").__version__
             run.export(args.export, {"command": command_line(), "metrics": metrics, "torch": version})
@@ -143,9 +152,11 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a generator on captions it has not seen, or pictures in a folder; print and write the numbers."""
-    config = configure(args)
+    config, device = configure(args), build.pick_device(args.device)
+    if args.out:
+        files.check_target(args.out / "results.json", force=args.force)
     if args.pictures:
-        device = build.pick_device(args.device)
+        evaluation.list_pictures(args.pictures)  # what is wrong with them is said at once
         found = evaluation.measure_folder(args.pictures, config, args.clip, device=device)
         results = {"pictures": str(args.pictures), **found}
     else:
@@ -154,21 +165,36 @@ def evaluate(args: argparse.Namespace) -> None:
         results = {"weights": str(args.weights), **found}
     print(json.dumps(results, indent=2))
     if args.out:
-        files.write_json(Path(args.out) / "results.json", results)
+        files.write_json(args.out / "results.json", results)
 
 
 def compare(args: argparse.Namespace) -> None:
     """Measure several generators by one protocol: a table as .csv, .md and .png, with published figures beside it."""
     config, device = configure(args), build.pick_device(args.device)
+    note, table, drawing = (args.out / f"comparison.{ending}" for ending in ("md", "csv", "png"))
+    ours = note.is_file() and files.is_ours(note)  # what stands beside our own table is ours
+    for path in (note, table, drawing):
+        files.check_target(path, force=args.force or ours)
     found = evaluation.compare(args.weights, config, folder=args.out, clip_model=clip_of(args), device=device)
     figure = plotting.draw_comparison(found)
-    files.write_atomically(args.out / "comparison.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
+    png = {"format": "png", "dpi": 150, "metadata": {"Software": "galiplib"}}
+    files.write_atomically(drawing, lambda stream: figure.savefig(stream, **png))
     print(found.markdown())
 
 
 def data(args: argparse.Namespace) -> None:
     """Say what a data set holds: counts, sizes, captions, what had to be left out; --sheet draws some of it."""
-    datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check)
+    if args.sheet:
+        files.check_target(args.sheet, ".png", force=args.force)
+    lite = build.context_of(configs.load_config("birds_lite"))
+    contexts = {77: "OpenAI's CLIPs", lite: "a CLIP of one's own, profile birds_lite"}
+    if args.profile or args.set:
+        profile = args.profile or "mini"
+        contexts = {build.context_of(configs.load_config(profile, args.set)): f"the CLIP of profile {profile}"}
+    found = datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check, contexts=contexts)
+    tested = found["splits"].get("test", {"pictures": 0, "captions": 0})
+    if lacks := evaluation.beyond(tested["pictures"], tested["captions"]):
+        print(f"\ntoo few for testing, {tested['pictures']:,} pictures, to measure {lacks}")
 
 
 def shards(args: argparse.Namespace) -> None:
@@ -189,6 +215,7 @@ def download(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a run as a checkpoint that the code of GALIP's authors loads (state_epoch_*.pth)."""
+    files.check_target(args.out, ".pth", force=args.force)
     loading.export_reference(args.source, args.out, clip_of(args), ema=not args.raw)
     print(args.out)
 
@@ -225,12 +252,17 @@ def check_sample(args: argparse.Namespace) -> None:
 def sample(args: argparse.Namespace) -> None:
     """Make pictures of captions: one, a sheet, the best of many, or those of a whole file."""
     check_sample(args)
-    generator, origin = load_drawing(args)
     if args.file:
         count, folder = 1 if args.count is None else args.count, args.out or args.file.with_suffix("")
         recipes = folders.read_captions(args.file, count, args.seed, truncation=args.truncation)
+        files.check_folder(folder)
+        folders.plan(recipes, folder)
+        generator, origin = load_drawing(args)
         print(folders.sample_file(generator, generator.bridge, recipes, folder, origin))
         return
+    own = files.free_name(Path(f"{provenance.stem_of(args.captions[0])}.png"))
+    out = files.check_target(args.out or own, ".png", force=args.force)
+    generator, origin = load_drawing(args)
     count = 8 if args.count is None else args.count
     settings = {"truncation": args.truncation, "late": args.late, "late_from": args.late_from}
     settings |= {"towards": args.towards, "share": args.share} if args.towards else {}
@@ -242,7 +274,6 @@ def sample(args: argparse.Namespace) -> None:
     else:
         drawn = args.captions, count, args.seed
         made = sampling.sample(generator, generator.bridge, *drawn, progress=True, **settings)
-    out = args.out or Path(f"{provenance.stem_of(args.captions[0])}.png")
     if len(made) == 1:
         print(images.save_png(made.images[0], out, origin.metadata(made.recipes[0])))
         return
@@ -257,22 +288,26 @@ def walk(args: argparse.Namespace) -> None:
     if len(args.captions) > 1:
         raise ValueError("a walk starts at one caption; --towards says where it goes")
     caption = args.captions[0]
-    out = args.out or Path(f"{provenance.stem_of(caption)}_walk.gif")
-    moving = out.suffix.lower().removeprefix(".") in animation.ENCODERS
+    own = files.free_name(Path(f"{provenance.stem_of(caption)}_walk.gif"))
+    out = files.check_target(args.out or own, ".gif", ".mp4", ".png", force=args.force)
+    moving = animation.encodes(out.suffix.lower().removeprefix("."))
     steps = args.steps if args.steps is not None else 48 if moving else 8
     generator, origin = load_drawing(args)
     ends = caption, args.towards, steps, args.seed, args.to_seed, args.truncation
     made = sampling.interpolate(generator, generator.bridge, *ends)
     if moving:
         comment = f"{made.captions[0]} -> {made.captions[-1]}; seed {args.seed}; {origin.checkpoint} {origin.weights}"
-        print(animation.save_animation(made.images, out, scale=args.scale, comment=comment))
+        print(animation.save_animation(made.images, out, scale=args.scale, comment=f"galiplib: {comment}"))
     else:
         print(provenance.save_sheet(made.images, made.recipes, out, origin, columns=steps, scale=args.scale))
 
 
 def replay(args: argparse.Namespace) -> None:
     """Make a picture again from what its file says, compare the two, and write it where --out says."""
-    made = sampling.replay(args.png, args.weights, clip_of(args), build.pick_device(args.device))
+    device = build.pick_device(args.device)
+    if args.out:
+        files.check_target(args.out, ".png", force=args.force)
+    made = sampling.replay(args.png, args.weights, clip_of(args), device)
     if args.out is None:
         print(f"made {args.png} again: {made.captions[0]!r}, seed {made.seeds[0]}; --out FILE writes it")
     else:
@@ -294,8 +329,9 @@ WEIGHTS = ("--weights", str, WEIGHTS_HELP, {"default": "mini"})
 DAMSM = ("--damsm", Path, "folder of the DAMSM that it was trained with: text_encoder*.pth, captions.pickle")
 DEVICE = ("--device", str, "auto, cuda, mps or cpu; pictures are drawn on the cpu unless asked", {"default": "auto"})
 ON_CPU = (*DEVICE[:3], {"default": "cpu"})
+FORCE = ("--force", bool, "overwrite a file that galip didn't write")
 DRAWING: list[Option] = [
-    WEIGHTS, CLIP, DAMSM, ON_CPU, RAW,
+    WEIGHTS, CLIP, DAMSM, ON_CPU, RAW, FORCE,
     ("--seed", int, "of the first picture; the next one has one more", {"default": 0}),
     ("--truncation", float, "factor of the noise, 0 to 2", {"default": 1.0}),
     ("--precision", str, "bf16: twice as fast where the hardware has it (auto), and not quite the same pictures",
@@ -306,10 +342,10 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
     "train": (train, [
         *CONFIG, DEVICE, ("--out", Path, "run folder; by default outputs/<profile>/train"),
         ("--allow-changes", bool, "go on with another configuration than before"),
-        ("--export", Path, "also write the measured generator here, as safetensors"),
+        ("--export", Path, "also write the measured generator here, as .safetensors"), FORCE,
     ]),
     "train-clip": (train_clip, [
-        *CONFIG, DEVICE, ("--out", Path, "the .safetensors file to write", MUST),
+        *CONFIG, DEVICE, ("--out", Path, "the .safetensors file to write", MUST), FORCE,
         ("--teacher", str, "a network to learn to see from, of photographs", {"choices": ("imagenet",)}),
         ("--also", str, "with --teacher: a data set to learn from as well, repeatable",
          {"action": "append", "default": [], "metavar": "NAME=FOLDER"}),
@@ -340,22 +376,23 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--out", Path, "the .gif, .mp4 or .png; by default a .gif named after the caption"),
     ]),
     "replay": (replay, [
-        CLIP, DAMSM, ON_CPU, ("png", Path, "a picture of galip, the panel or a notebook"),
+        CLIP, DAMSM, ON_CPU, FORCE, ("png", Path, "a picture of galip, the panel or a notebook"),
         ("--weights", str, "where the weights lie now, if they were moved"), ("--out", Path, "the .png to write"),
     ]),
     "evaluate": (evaluate, [
-        *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, ("--out", Path, "folder for results.json"),
+        *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, FORCE, ("--out", Path, "folder for results.json"),
         ("--pictures", Path, "a folder of pictures instead, with manifest.jsonl for captions"),
     ]),
     "compare": (compare, [
-        *CONFIG, CLIP, DAMSM, DEVICE, ("weights", str, WEIGHTS_HELP, {"nargs": "+"}),
+        *CONFIG, CLIP, DAMSM, DEVICE, FORCE, ("weights", str, WEIGHTS_HELP, {"nargs": "+"}),
         ("--out", Path, "folder for comparison.csv, .md and .png", MUST),
     ]),
     "describe": (describe, CONFIG),
     "data": (data, [
         ("name", str, "birds, flowers, ... as `galip describe` lists them under data.name"),
         ("--folder", Path, "where it lies; by default data/<name>"),
-        ("--sheet", Path, "a .png of 24 pictures with captions to write"),
+        ("--profile", str, "whose CLIP is to read the captions; by default OpenAI's and a small one"), CONFIG[1],
+        ("--sheet", Path, "a .png of 24 pictures with captions to write"), FORCE,
         ("--check", bool, "decode every picture, to find broken ones"),
     ]),
     "shards": (shards, [
@@ -369,7 +406,7 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--folder", Path, "where to put it; by default data/<name>"),
     ]),
     "export": (export, [
-        CLIP, RAW, ("source", Path, "run folder or one of its checkpoints"),
+        CLIP, RAW, FORCE, ("source", Path, "run folder or one of its checkpoints"),
         ("--out", Path, "the .pth to write, such as state_epoch_100.pth", MUST),
     ]),
 }  # fmt: skip

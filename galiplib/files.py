@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"  # what ships with the package
+# what files of ours hold: weights, walks; a picture's text; results; tables
+OURS = (b"galiplib", b"Xtcheckpoint\0", b'"left_out"', b"is a standard error.")
 # under which trainings keep a network's tensors; an average's come before those of what it averages
 WRAPPINGS = (
     "params_ema", "g_ema", "G_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "model", "state_dict",
@@ -55,6 +59,55 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_target(path: str | Path, *endings: str, force: bool = False) -> Path:
+    """A file that is to be written after long work -> its path; what stands in the way is known before.
+
+    Raises ValueError for another ending than these; FileExistsError for a file that isn't ours, unless `force`; OSError
+    as `check_folder`, or where a folder has that name.
+    """
+    path = Path(path)
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"{path} must have a name that ends in {' or '.join(endings)}")
+    check_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a file's name")
+    if not force and path.exists() and not is_ours(path):
+        raise FileExistsError(f"{path} is there already and galip didn't write it: choose another name, or --force")
+    return path
+
+
+def check_folder(folder: str | Path, room: int = 2**20) -> None:
+    """Raises OSError, naming it, for a folder that can't be made or written, or without `room` bytes on its disk."""
+    nearest = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"can't write to {folder}: {nearest} is a file")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise OSError(f"can't write to {folder}: {error.strerror or error}") from None
+    if (free := shutil.disk_usage(nearest).free) < room:
+        raise OSError(f"can't write to {folder}: it takes {room:,} bytes, and its disk has {free:,} left")
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether a file looks as if this package had written it: what is noted in its first bytes, or in a checkpoint."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("data.pkl") and OURS[0] in archive.read(name) for name in archive.namelist())
+        with open(path, "rb") as stream:
+            head = stream.read(2**20)
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return any(mark in head for mark in OURS)
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of `name_2`, `name_3`, ... that isn't there yet."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def write_json(path: str | Path, value: Any) -> None:

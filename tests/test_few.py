@@ -11,10 +11,12 @@ from PIL import Image
 
 import galiplib
 from galiplib.build import held_out_data, make_data
+from galiplib.clip.bridge import bpe_tokenizer
 from galiplib.config import ConfigError, TrainConfig, load_config
 from galiplib.data import DataError, minibirds
 from galiplib.data.batches import BatchReader
 from galiplib.data.datasets import DATASETS, describe
+from galiplib.data.embeddings import Cut, cut_captions
 from galiplib.data.shard_writing import write_shards
 from galiplib.data.shards import open_shards
 from galiplib.evaluation import EvaluationError, TooFew, measure_generator
@@ -171,6 +173,39 @@ def test_giving_up_names_the_best_checkpoint_only_if_there_is_one():
         with pytest.raises(TrainingFailed) as failed:
             guard.roll_back(5, "bad", config)
         assert ("checkpoints/best.pt" in str(failed.value)) is named
+
+
+# ---------------------------------------------------------------- captions against the CLIP in use
+
+
+def test_captions_that_a_context_cuts_and_makes_alike():
+    start = "one two three four five six"
+    captions = [
+        start,
+        f"{start} red",
+        f"{start} blue",
+        f"{start} blue",
+        "seven",
+        "ONE  two three four five six red end",
+    ]
+    assert cut_captions(captions, 9) == Cut(longer=1, different=2, alike=1)  # seven words of them are read
+    assert cut_captions(captions, 8) == Cut(longer=4, different=4, alike=1)
+    assert cut_captions(captions, 77) == Cut(0, 0, 0)
+    assert str(Cut(3, 2, 1)) == "3 captions; by the cut 2 different ones become 1" and str(Cut(3, 0, 0)) == "3 captions"
+    six = {piece for word in start.split() for piece in bpe_tokenizer().encode(word)}
+    assert cut_captions(captions, 8, known=six) == Cut(0, 0, 0)  # what isn't read takes no room
+
+
+def test_a_run_says_what_its_own_context_cuts(photos, tmp_path):
+    folder = photos(12)
+    for path in folder.glob("*.txt"):
+        path.write_text("one photograph of the very same evening, " + path.read_text())
+    config = settings(folder, **{"clip.context_length": 8, "train.max_steps": 1, "train.evaluate_every": 0})
+    told = r"longer than the 8 tokens that this run's CLIP reads: 11 captions; by the cut \d+ different ones become 1"
+    with pytest.warns(UserWarning, match=told):
+        run = opened(tmp_path / "run", config)  # before its CLIP is trained
+    with pytest.warns(UserWarning, match=told):
+        list(run.train())
 
 
 # ---------------------------------------------------------------- resume means the same data

@@ -128,9 +128,16 @@ def export_reference(
     write_reference(source, path)
 
 
+def find(path: str | Path) -> Path:
+    """Where weights lie, the shipped ones by their names. Raises WeightsError if there is no such file or folder."""
+    if not (found := SHIPPED.get(str(path), Path(path))).exists():
+        raise WeightsError(f"there is no weights file or run folder {path}; shipped are {', '.join(SHIPPED)}")
+    return found
+
+
 def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """A file, or a run folder's newest whole checkpoint -> where it lies, its content; an export's looks alike."""
-    path = SHIPPED.get(str(path), Path(path))
+    path = find(path)
     if path.is_dir():
         content = Checkpoints(path).load()
         if content is None:

@@ -24,7 +24,7 @@ from ..clip.bridge import CLIP, ClipBridge
 from ..config import Config, GalipConfig, RatlipConfig, build_config
 from ..files import WRAPPINGS, WeightsError, contents, fit, load_torch, state_dict, write_atomically
 from ..system import TextToImage
-from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator
+from ..systems.galip import REFERENCE_SIZES, ConditionalHead, FeatureDiscriminator, block_sizes
 
 # ---------------------------------------------------------------- what they call things
 
@@ -324,9 +324,15 @@ def export_reference(networks: Published, path: str | Path) -> None:
     """Write networks as a checkpoint in the authors' format, so that GALIP's or RATLIP's code can load our training.
 
     Raises:
-        WeightsError: for networks whose function their code can't compute.
+        WeightsError: for networks whose function their code can't compute, or that `import_reference` can't read back.
     """
     check_format(networks.config)
+    bridge, model = networks.bridge, networks.config.model
+    if (sizes := block_sizes(bridge.grid, "reference")) != REFERENCE_SIZES:
+        raise WeightsError(
+            f"the authors' code knows only maps of {REFERENCE_SIZES} pixels behind a CLIP of less than "
+            f"8 x 8 patches; this one has {bridge.grid} x {bridge.grid}, and maps of {sizes}"
+        )
     discriminator, head = networks.judges()
     tower = {TOWER + name: tensor for name, tensor in _tower(networks.bridge).items()}
     unused = networks.unused or _made_up(discriminator)
@@ -338,7 +344,15 @@ def export_reference(networks: Published, path: str | Path) -> None:
         },
         "optimizers": networks.optimizers,
         "epoch": networks.epoch,
+        "writer": "galiplib",
     }
+    back = import_reference(path, None if bridge.mapper_only else bridge.model, content=state)
+    for name in ("channels", "noise_dim", "code_channels", "fusion_blocks", "disc_channels", "head_channels"):
+        if (found := getattr(back.config.model, name)) != (own := getattr(model, name)):
+            raise WeightsError(f"{path} would say model.{name} = {found}, not {own}: the authors' format can't hold it")
+    for name in ("taps", "prompt_layers"):
+        if (found := getattr(back.bridge, name)) != (own := getattr(bridge, name)):
+            raise WeightsError(f"clip.{name} = {own} is not what the authors' code does with this CLIP, {found}")
     write_atomically(path, lambda stream: torch.save(state, stream))
 
 

@@ -35,7 +35,7 @@ from .training import (
     adamw,
     clip_geometry,
     contrastive_loss,
-    measure,
+    measured,
     new_clip,
     train_and_keep,
     vocabulary_of,
@@ -305,7 +305,7 @@ def distil_clip(
     record |= {
         "seed": config.train.seed, "teacher": TEACHER, "photographs": {n: len(own) for n, own in train.items()},
         "clip": config.clip.model_dump(), "steps": config.clip.max_steps, "seconds": round(seconds),
-        "metrics": {name: measure(stored, data) for name, data in held_out.items()}, "torch": torch.__version__,
+        "metrics": measured(stored, held_out), "torch": torch.__version__,
     }  # fmt: skip
     save_clip(path, stored.model, geometry, record)
     Path(f"{path}.part").unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from ..config import ClipConfig, Config, DataConfig
 from ..data import DataError, minibirds
 from ..data.batches import CaptionIndex, Source
 from ..data.colours import NAMES, PARTS, colour_of
-from ..data.embeddings import unreadable
+from ..data.embeddings import say_cut, unreadable
 from ..files import load_torch, write_atomically
 from ..images import to_images
 from ..precision import autocast
@@ -237,6 +237,7 @@ def learn_clip(
     vocabulary = vocabulary_of([text for texts in train.captions for text in texts])
     bridge = ClipBridge(new_clip(geometry, vocabulary), trainable=True).to(device)
     training = ClipTraining(bridge, train, config.clip, config.train.seed)
+    say_cut(train.captions, config.clip.context_length)  # setting more costs nothing yet
     steps = config.clip.max_steps
     made_of = [config.data.model_dump(), train.fingerprint, config.train.seed, vocabulary]
     key = json.dumps([config.clip.model_dump(), *made_of])
@@ -244,15 +245,9 @@ def learn_clip(
     stored = ClipBridge(bridge.model.half().float())
     record |= {
         "seed": config.train.seed, "data": config.data.model_dump(), "clip": config.clip.model_dump(), "steps": steps,
-        "seconds": round(seconds), "metrics": {}, "torch": torch.__version__,
+        "seconds": round(seconds), "metrics": measured(stored, held_out), "torch": torch.__version__,
         "pictures": {"pictures": len(train), "digest": train.fingerprint},
     }  # fmt: skip
-    for split, data in held_out.items():
-        try:
-            record["metrics"][split] = measure(stored, data)
-        except DataError as error:  # no reason to lose what was trained
-            record["metrics"][split] = {"left_out": str(error)}
-            warnings.warn(f"the small CLIP is not measured on the split {split}: {error}", stacklevel=2)
     save_clip(path, stored.model, geometry, record)
     Path(f"{path}.part").unlink(missing_ok=True)
     return record
@@ -311,6 +306,18 @@ def colours(bridge: ClipBridge, image: Tensor, captions: Sequence[Sequence[str]]
             best = (image[known] @ text.T).argmax(1)
             found["prompt"][part] = (best == truth[known]).float().mean().item()
             found["majority"][part] = (truth[known] == truth[known].mode().values).float().mean().item()
+    return found
+
+
+def measured(bridge: ClipBridge, held_out: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
+    """`measure` of splits by name; what can't be measured is `left_out`: no reason to lose what was trained."""
+    found: dict[str, dict[str, Any]] = {}
+    for split, data in held_out.items():
+        try:
+            found[split] = measure(bridge, data)
+        except DataError as error:
+            found[split] = {"left_out": str(error)}
+            warnings.warn(f"the small CLIP is not measured on {split}: {error}", stacklevel=3)
     return found
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from .batches import Source
 from .captions import kept, read_captions
 from .decoding import Box, read_header, square_around
 from .download import download
+from .embeddings import cut_captions
 from .index import Item, passing_index
 from .layouts import LAYOUTS, NAMES, Row, expected, list_rows, read_boxes, without_suffix
 from .pictures import Photos
@@ -70,7 +70,7 @@ class Dataset:
 
         `progress` wraps the drawing of mini birds (a tqdm, say); photographs have their own bar, if it isn't `iter`.
         """
-        return open_dataset(self.name, settings.folder, split, settings.image_size, progress is not iter)
+        return open_dataset(self.name, settings.folder, split, settings.image_size, progress is not iter, None)
 
     def samples(self, settings: Settings, split: str, progress: bool) -> tuple[Samples, dict[str, Any]]:
         """What shards of a split are written from, and what that is made of."""
@@ -140,7 +140,7 @@ def dataset(name: str) -> Dataset:
 
 def open_dataset(
     name: str, folder: str | Path | None = None, split: str = "train", image_size: int = 256, progress: bool = True,
-    context_length: int = 77, warn: bool = True,
+    context_length: int | None = 77, warn: bool = True,
 ) -> Photos:  # fmt: skip
     """Open a split: every file is looked at once, pictures are decoded later.
 
@@ -152,7 +152,7 @@ def open_dataset(
         name: one of `NAMES`; "folder" is your own data (`captions.csv`, `captions.jsonl`, or a .txt a picture).
         folder: by default data/<name>.
         image_size: side of the pictures that `Photos.pixels` makes, pixels.
-        context_length: tokens that CLIP reads; longer captions are counted.
+        context_length: tokens that CLIP reads; longer captions are counted. None: whose, is known later.
         warn: once, if anything is left out or cut by CLIP; it warns in any case if the split had to be made.
 
     Raises DataError for an unknown name or split, a folder that is missing or laid out otherwise, a damaged list or
@@ -179,7 +179,8 @@ def open_dataset(
             except BadRow as error:
                 bad.append(error)
                 continue
-            cut.extend(item.key for caption in item.captions if _is_cut(caption, context_length))
+            if context_length:
+                cut.extend(item.key for caption in item.captions if _is_cut(caption, context_length))
             yield item
 
     with warnings.catch_warnings():
@@ -214,26 +215,13 @@ def _open_row(row: Row, boxes: dict[str, Box] | None, left_out: list[BadRow]) ->
 
 
 def _is_cut(caption: str, context_length: int) -> bool:
-    room = context_length - 2  # besides begin and end; no token is shorter than a byte
-    return len(caption.encode()) - caption.count(" ") > room and sum(map(_pieces, caption.split())) > room
-
-
-@lru_cache(2**17)
-def _pieces(word: str) -> int:
-    """CLIP's tokens in a word: no token spans two, and words repeat far more often than captions do."""
-    return len(_tokenizer().encode(word))
-
-
-@lru_cache(1)
-def _tokenizer() -> Any:
-    from clip.simple_tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
+    return cut_captions([caption], context_length).longer > 0
 
 
 def describe(
     name: str, folder: str | Path | None = None, splits: Sequence[str] = SPLITS, image_size: int = 128,
     sheet: str | Path | None = None, check: bool = False, progress: bool = True, context_length: int = 77,
+    contexts: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Print what a data set holds, and draw a sheet of its pictures with a caption each.
 
@@ -243,6 +231,7 @@ def describe(
         image_size: side of the pictures on the sheet, pixels; they are cropped as for training.
         sheet: the .png to write the sheet to; by default none is written.
         check: also decode every picture, which takes a while.
+        contexts: tokens that CLIPs read -> which these are; by default `context_length`.
 
     Returns {"name", "folder", "splits": {split: numbers}, "sheet": the picture}; all but the sheet fits JSON.
     """
@@ -261,7 +250,7 @@ def describe(
     print(f"{name} in {opened[0].folder}")
     numbers = {photos.split: data_summary.numbers(photos) for photos in opened}
     for photos in opened:
-        data_summary.print_numbers(photos, numbers[photos.split])
+        data_summary.print_numbers(photos, numbers[photos.split], contexts or {context_length: "what CLIP reads"})
     for error in empty:
         print(f"\n{error}")
     if sheet is not None:

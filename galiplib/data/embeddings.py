@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Sequence
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -58,6 +61,56 @@ def unreadable(bridge: TextEncoder, captions: Sequence[str]) -> set[str]:
                 return set(captions)
     half = len(captions) // 2
     return unreadable(bridge, captions[:half]) | unreadable(bridge, captions[half:])
+
+
+class Cut(NamedTuple):
+    """What a CLIP's context does to captions."""
+
+    longer: int  # captions that it cuts
+    different: int  # captions that were different from others
+    alike: int  # of as many kinds they are, read up to the cut
+
+    def __str__(self) -> str:
+        alike = f"; by the cut {self.different:,} different ones become {self.alike:,}" if self.different else ""
+        return f"{self.longer:,} captions{alike}"
+
+
+def cut_captions(captions: Iterable[str], context_length: int, known: Container[int] | None = None) -> Cut:
+    """How many captions have more than `context_length` tokens, begin and end among them, and what that makes alike.
+
+    `known` are the numbers of the pieces that a small CLIP reads; by default all.
+    """
+    room, longer = context_length - 2, 0
+    heads: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)  # what is read -> what was written
+    for text in captions:
+        if len(text.encode()) - text.count(" ") < room:  # no token is shorter than a byte
+            continue
+        pieces = tuple(piece for word in text.split() for piece in _pieces(word) if known is None or piece in known)
+        if len(pieces) >= room:
+            heads[pieces[:room]].add(pieces)
+            longer += len(pieces) > room
+    alike = [len(wholes) for wholes in heads.values() if len(wholes) > 1]
+    return Cut(longer, sum(alike), len(alike))
+
+
+def say_cut(captions: Iterable[Sequence[str]], context_length: int, known: Container[int] | None = None) -> None:
+    """Warn if captions, of the first million pictures, are cut; arguments as those of `cut_captions`."""
+    cut = cut_captions((text for texts in islice(captions, 10**6) for text in texts), context_length, known)
+    if cut.longer:
+        warnings.warn(f"longer than the {context_length} tokens that this run's CLIP reads: {cut}", stacklevel=3)
+
+
+@lru_cache(2**17)
+def _pieces(word: str) -> tuple[int, ...]:
+    """CLIP's tokens in a word: no token spans two, and words repeat far more often than captions do."""
+    return tuple(_tokenizer().encode(word))
+
+
+@lru_cache(1)
+def _tokenizer() -> Any:
+    from clip.simple_tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 def digest_of(captions: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..images import contact_sheet
+from .embeddings import cut_captions
 from .layouts import read_fields, without_suffix
 from .pictures import Photos, some
 
@@ -60,8 +61,9 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
 
 
-def print_numbers(photos: Photos, values: Mapping[str, Any]) -> None:
-    """Print what `numbers` found, with the first names of what is left out or cut."""
+def print_numbers(photos: Photos, values: Mapping[str, Any], contexts: Mapping[int, str]) -> None:
+    """Print what `numbers` found, and what is cut by contexts of so many tokens, with whose they are."""
+    texts = [text for row in photos.good_rows for text in photos.captions[row]]
     spread = "{min} to {max}, median {median:g}"
     size = {key: "x".join(map(str, value)) for key, value in values["size"].items()}
     classes = f" in {values['classes']:,} classes" if values["classes"] else ""
@@ -69,7 +71,7 @@ def print_numbers(photos: Photos, values: Mapping[str, Any]) -> None:
         "captions a picture": spread.format(**values["captions_per_picture"]),
         "words a caption": spread.format(**values["words_per_caption"]),
         "frequent words": ", ".join(values["frequent_words"]),
-        "longer than CLIP reads": f"{values['cut_captions']:,} captions" + _named(photos.cut),
+        **{f"longer than {n} tokens": f"{cut_captions(texts, n)} ({whose})" for n, whose in contexts.items()},
         "size of pictures": f"median {size['median']}, smallest {size['smallest']}, largest {size['largest']}",
         "modes": ", ".join(f"{mode} {count:,}" for mode, count in values["modes"].items()),
         "left out": ", ".join(f"{len(n):,} {reason}{_named(n)}" for reason, n in photos.left_out.items()) or "none",

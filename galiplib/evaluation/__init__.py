@@ -12,8 +12,8 @@ from .evaluate import (
 )  # fmt: skip
 from .features import Extractor, extractor, load_statistics, real_statistics, save_statistics
 from .measures import (
-    Frechet, Measured, Moments, Statistics, as_asked, caption_accuracy, clip_score, clip_similarity, cosines, diversity,
-    frechet_distance, frechet_floor, frechet_of, halves, jackknife, judge_features, kernel_distance, mean_of,
+    Frechet, Measured, Moments, Statistics, as_asked, beyond, caption_accuracy, clip_score, clip_similarity, cosines,
+    diversity, frechet_distance, frechet_floor, frechet_of, halves, jackknife, judge_features, kernel_distance, mean_of,
     precision_recall, r_precision, share_of, statistics_of,
 )  # fmt: skip
 from .noticed import (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ..build import held_out_data
-from ..checkpoints.loading import load_generator
+from ..checkpoints.loading import find, load_generator
 from ..clip.bridge import CLIP
 from ..config import Config, load_config
 from ..data.batches import Source
@@ -185,6 +185,8 @@ def compare(
         checkpoints = dict(zip(labels, checkpoints, strict=True))
     if not checkpoints:
         raise EvaluationError("there are no checkpoints to compare")
+    for path in checkpoints.values():  # before hours of work
+        find(path)
     splits: dict[str, Source] = {}
     records: dict[str, dict[str, Any]] = {}
     for label, path in checkpoints.items():

@@ -24,6 +24,7 @@ from .judge import JUDGED, Judge, asked_of
 from .protocol import BATCH, embed_captions, evaluating
 
 FEWEST = 4  # real pictures that make two halves with a covariance each
+NEIGHBOURS, CANDIDATES = 5, 100  # of precision and recall; of R-precision
 GROUPS = 10  # of samples, left out in turn for a standard error
 SPLITS = 4  # ways to part the real pictures in halves
 WIDE = 1024  # features above which the error of a Fréchet distance would take too long
@@ -191,6 +192,17 @@ def halved_distance(real: Moments, other: Moments) -> Measured:
 # ---------------------------------------------------------------- other comparisons of features
 
 
+def beyond(pictures: int, captions: int) -> str:
+    """What can't be measured on so few held-out pictures and captions, with what it takes; "" if all can."""
+    takes = {
+        f"a Fréchet distance (takes {FEWEST})": pictures < FEWEST,
+        f"a kernel distance ({FEWEST})": pictures < FEWEST,
+        f"precision and recall ({NEIGHBOURS + 1})": pictures <= NEIGHBOURS,
+        f"R-precision ({CANDIDATES} different captions)": captions < CANDIDATES,
+    }
+    return ", ".join(name for name, lacking in takes.items() if lacking)
+
+
 def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
     """Kernel distance of features (N, D), (M, D) (KID over Inception's; Bińkowski et al., 2018): unbiased.
 
@@ -218,7 +230,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> Measured:
     return Measured(distance(range(groups)), jackknife(distance, groups), min(len(real), len(fake)))
 
 
-def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 5) -> dict[str, Measured]:
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, Measured]:
     """How much of the generated is like something real, and the other way round, on features (N, D), (M, D).
 
     precision, recall (Kynkäänniemi et al., 2019): share of the generated (real) that lies in the ball of some real
@@ -275,7 +287,9 @@ def clip_score(image: Tensor, text: Tensor) -> Tensor:
     return 2.5 * cosines(image, text).clamp_min(0)
 
 
-def r_precision(image: Tensor, text: Tensor, captions: Sequence[str], candidates: int = 100, seed: int = 0) -> Tensor:
+def r_precision(
+    image: Tensor, text: Tensor, captions: Sequence[str], candidates: int = CANDIDATES, seed: int = 0
+) -> Tensor:
     """Whether a picture's own caption fits best among `candidates` (Xu et al., AttnGAN, 2018, sec. 4) -> (N,) 0 or 1.
 
     Embeddings (N, E), (N, E) and the N captions: the others are drawn from those of other wording. Raises

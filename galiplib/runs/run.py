@@ -43,7 +43,7 @@ from ..clip.training import clip_geometry, learn_clip, new_clip
 from ..config import Config, ConfigError, changed
 from ..data import DataError
 from ..data.batches import Source, TrainingData
-from ..data.embeddings import unreadable
+from ..data.embeddings import say_cut, unreadable
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
 from ..files import WeightsError, save_weights, write_json
 from ..images import TooFew, contact_sheet, save_png
@@ -273,6 +273,9 @@ class Run:
                 data = self.data  # before anything is locked: this may take minutes
                 _ = self.sample_captions
                 self._check_evaluation()
+            if self.config.clip.damsm is None and workers.leads:  # which chooses among the words
+                known = getattr(self.bridge.model, "vocabulary", None)
+                say_cut(data.source.captions, self.bridge.context_length, known)
             if settings.batch_size > len(data) and workers.leads:
                 said = f"train.batch_size = {settings.batch_size} is more than the {len(data)} training pictures"
                 warnings.warn(f"{said}: a step shows them several times", stacklevel=3)
@@ -337,7 +340,7 @@ class Run:
                     with same_failure():
                         log.samples(report.step, partial(self._samples, report.step))
                 due = self.evaluates and (report.step % settings.evaluate_every == 0 or last) and not reason
-                if due and (results := self._measure(report.step, log)):
+                if due and (results := self._measured(report.step, log)):
                     log.evaluation(report.step, results)
                     reason = self.guard.after_evaluation(report.step, distance_of(results), settings)
                     improved = self.guard.best_step == report.step
@@ -377,14 +380,18 @@ class Run:
             if self.workers.leads:
                 warnings.warn(f"no evaluation on the way (train.evaluate_every): {error}", stacklevel=4)
 
-    def _measure(self, step: int, log: RunLog | NoLog) -> dict[str, Any] | None:
-        """An evaluation on the way, None if held-out data broke since the start: no reason to stop, or to go back."""
+    def _measure(self) -> dict[str, Any]:
+        """An evaluation on the way."""
         from ..evaluation import measure_generator
 
+        found = measure_generator(self.system.ema, self.bridge, self._quick, self.held_out, False, self._real)
+        self._real = found.real  # the next one looks at other generated pictures, but at the same real ones
+        return found.record()
+
+    def _measured(self, step: int, log: RunLog | NoLog) -> dict[str, Any] | None:
+        """The same, None if held-out data broke since the start: no reason to stop, or to go back."""
         try:
-            found = measure_generator(self.system.ema, self.bridge, self._quick, self.held_out, False, self._real)
-            self._real = found.real  # the next one looks at other generated pictures, but at the same real ones
-            return found.record()
+            return self._measure()
         except FloatingPointError:
             raise
         except (ValueError, OSError) as error:  # of data, files, statistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,19 @@ def encode_animation(
     Raises ValueError for another kind, no frames, a scale or fps below one, or pictures as `to_uint8` says; ImportError
     for an MP4 without imageio-ffmpeg.
     """
-    if kind not in ENCODERS:
+    if not encodes(kind):
         raise ValueError(f"an animation can be a gif or an mp4, not {kind!r}")
     if min(len(images), scale, fps) < 1:
         raise ValueError(f"frames, scale and fps must be at least 1, not {len(images)}, {scale}, {fps}")
     frames = to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
     return ENCODERS[kind](np.concatenate([frames, frames[-2:0:-1]]) if bounce else frames, fps, comment)
+
+
+def encodes(kind: str) -> bool:
+    """Whether an animation can be of a kind, "gif" or "mp4"; raises ImportError for an MP4 without imageio-ffmpeg."""
+    if kind == "mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ImportError("an MP4 needs imageio-ffmpeg: pip install 'galiplib[notebooks]'; a GIF doesn't")
+    return kind in ENCODERS
 
 
 def save_animation(images: Tensor | np.ndarray, path: str | Path, **options: Any) -> Path:
@@ -57,10 +65,8 @@ def _gif(frames: np.ndarray, fps: int, comment: str) -> bytes:
 
 
 def _mp4(frames: np.ndarray, fps: int, comment: str) -> bytes:
-    try:
-        from imageio_ffmpeg import write_frames
-    except ModuleNotFoundError as error:
-        raise ImportError("an MP4 needs imageio-ffmpeg: pip install 'galiplib[notebooks]'; a GIF doesn't") from error
+    from imageio_ffmpeg import write_frames
+
     height, width = (side - side % 2 for side in frames.shape[1:3])  # H.264 with halved colours wants even sides
     options = ["-crf", "16", "-metadata", f"comment={comment}", "-movflags", "+faststart"]
     with tempfile.TemporaryDirectory() as folder:

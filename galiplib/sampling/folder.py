@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -32,7 +33,7 @@ NOTED = ("file", "settings", *Origin.__dataclass_fields__)  # in a line of a man
 
 
 def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: Any) -> list[Recipe]:
-    """The recipes in a file, `count` of each line with the seeds `seed`, `seed` + 1, ...
+    """The recipes in a file, `count` of each line with the seeds `seed`, `seed` + 1, ...; one that comes again goes on.
 
     Args:
         path: text with a caption a line; a .csv or .tsv with a column `caption` and others of `Recipe`, in which a cell
@@ -44,7 +45,7 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
             out of range; or for a file that holds no caption.
         OSError: if it can't be read.
     """
-    path, recipes = Path(path), []
+    path, recipes, again = Path(path), [], Counter[Any]()
     check_count(count)
     table = _values, read_csv(path, partial(_check, path))
     manifest = _of_manifest, read_json_lines(path, '{"caption": "..."}')
@@ -55,7 +56,9 @@ def read_captions(path: str | Path, count: int = 1, seed: int = 0, **settings: A
         try:
             if not all(is_text(text) for text in fields.values() if isinstance(text, str)):
                 raise ValueError("is no text in UTF-8, nor in UTF-16 with its byte order mark: save the file as UTF-8")
-            first = {"seed": seed, **settings, **values(fields)}
+            own = values(fields)
+            first = {"seed": seed + count * again[own.get("caption")], **settings, **own}
+            again[own.get("caption")] += "seed" not in own
             recipes += [Recipe.of({**first, "seed": first["seed"] + i}) for i in range(count)]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
