@@ -26,7 +26,7 @@ from ..files import (
 from .bridge import CLIP
 from .stem import give_stem
 
-SHIPPED = {name: WEIGHTS / f"clip_{name}.safetensors" for name in ("mini",)}
+SHIPPED = {name: WEIGHTS / f"clip_{name}.safetensors" for name in ("mini", "photos64")}
 KIND = "galiplib clip"
 ARCHIVE_FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold as tensors
 
