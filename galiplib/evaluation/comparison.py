@@ -54,6 +54,8 @@ COLUMNS = {  # its heading; whether more is better (1), less (-1), or neither in
     "clip_similarity": ("CLIP similarity", 1, "clip_similarity_real"),
     "clip_score": ("CLIPScore", 1, "clip_score_real"),
     "r_precision": ("R-precision", 1, "r_precision_real"),
+    "bird_share": ("share taken for birds", 1, "bird_share_real"),
+    "colour_following": ("colours as asked", 1, "colour_probe"),
     "topiq": ("TOPIQ-NR", 1, "topiq_real"),
     "ssim": ("SSIM", 1, ""),
     "ms_ssim": ("MS-SSIM", 1, ""),
