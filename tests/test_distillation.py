@@ -200,3 +200,19 @@ def test_colours_as_captions_name_them():
     assert colours.colour_of(["a red bird", "a blue bird", "a red bird"], "body") == red
     assert colours.colour_of(["a red bird", "a bird", "it sings"], "body") == -1  # one of several alone
     assert colours.colour_of(["a red bird", "a blue bird"] * 2, "body") == -1  # a tie
+
+
+# ---------------------------------------------------------------- what ships
+
+
+def test_the_clip_of_photographs_ships_with_its_record():
+    record, model = clip_record("photos64"), load_clip("photos64")
+    assert isinstance(model.visual.conv1, stem.LiteStem) and "galip train-clip" in record["command"]
+    assert "no photograph is in this file" in record["terms"] and record["teacher"] == TEACHER
+    for measured in record["metrics"].values():
+        assert measured["retrieval"]["image_to_text"] > 0.1  # of a hundred
+    bridge = ClipBridge(model)
+    with torch.inference_mode():
+        text = bridge.encode_text(bridge.tokenize(["a red bird", "a bright red bird", "a blue bird"]))
+    near, far = (torch.cosine_similarity(text[:1], text[i : i + 1]).item() for i in (1, 2))
+    assert near > far
