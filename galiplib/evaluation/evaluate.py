@@ -207,7 +207,7 @@ def evaluate(
         caption_accuracy, caption_accuracy_held_out: attribute -> share of generated pictures in which the judge sees
             what the caption asked for; chance. Of photographs instead, over EfficientNet-Lite2's features (see
             `photographs`): bird_share; colour_following, colour_probe, colour_majority: part -> share. What ends in
-            _real: the same of real pictures.
+            _real: the same of real pictures; pixel_spread_any_real: of any, not of one caption.
         images: pictures generated, over both splits; images_measured: of the first; features: extractors' names.
         What takes more pictures or captions than there are is left out, and `left_out` says how many.
 
@@ -245,7 +245,8 @@ def evaluate(
             else:
                 result.left_out["pixel_spread_real"] = "no two real pictures of this data set share a caption"
                 photos = real.pictures.get(torch.arange(min(len(chosen.real), SPREAD)))[0].flatten(1)
-                result.values["pixel_spread_any_real"] = pixel_spread(photos, [0] * len(photos)).item()
+                if len(photos) > 1:
+                    result.values["pixel_spread_any_real"] = pixel_spread(photos, [0] * len(photos)).item()
                 for look in extractors:
                     name = "diversity_real" if look is extractors[0] else f"{look.name}_diversity_real"
                     result.of_few(name, partial(_apart, real.features[look.name][:KEPT]))
