@@ -25,6 +25,7 @@ from galiplib.config import ConfigError, build_config, load_config
 from galiplib.files import WeightsError
 from galiplib.images import to_uint8
 from galiplib.runs.run import Run
+from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Text
 from galiplib.systems.attngan import AttnGAN, Discriminator, Generator, sides
@@ -286,6 +287,9 @@ def test_their_file_draws_with_the_folder_of_its_text_encoder(tmp_path, monkeypa
     assert made.images.shape == (2, 3, 256, 256)
     again = sample(generator, generator.bridge, "a small blue bird with a white throat", seed=3)
     assert torch.equal(made.images[1:], again.images)
+
+    fast = to_bf16(load_generator(path, load_damsm(tmp_path)))
+    assert (sample(fast, fast.bridge, "a red bird", seed=3).images - made.images[0]).abs().mean() < 0.05
 
     def galip(*arguments):
         monkeypatch.setattr(sys, "argv", ["galip", *map(str, arguments)])

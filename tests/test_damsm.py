@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from named_weights import arrays, close, enlarged, named_state, numbers
+from PIL import Image
 
 from galiplib.build import make_bridge, make_data
 from galiplib.checkpoints.loading import load_generator
@@ -282,6 +283,22 @@ def test_systems_train_with_it_in_clips_place(tmp_path, tiny_config):
         make_bridge(tiny_config(clip__damsm=str(folder)))
     with pytest.raises(WeightsError, match=r"nowhere holds no text_encoder\*\.pth"):
         make_bridge(load_config("mini:dfgan", {"clip.damsm": str(tmp_path / "nowhere")}))
+
+
+def test_photographs_in_a_folder_teach_it(tmp_path, small_bridge):
+    random = np.random.default_rng(0)
+    for number in range(30):
+        picture = Image.fromarray(random.integers(0, 255, (60, 70, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"...\na bird of colour {number}\n")
+    config = load_config("mini", {"data.name": "folder", "data.folder": str(tmp_path)})
+    train, held_out = make_data(config), make_data(config, "test")
+    record = learn_damsm(train, held_out, tmp_path / "damsm", small_bridge, 1, batch_size=8, progress=False)
+    assert 0 <= record["retrieval"] <= 1
+    assert {"bird", "29"} <= read_vocabulary(tmp_path / "damsm" / "captions.pickle").keys()
+    train.captions = [["..."]] * len(train)
+    with pytest.raises(ValueError, match=r"captions has a word of ASCII letters or digits: \['\.\.\.'\]"):
+        learn_damsm(train, held_out, tmp_path / "other", small_bridge, 1, batch_size=8, progress=False)
 
 
 def test_without_inceptions_weights_it_says_what_to_do(tmp_path, tiny_config, monkeypatch):

@@ -44,12 +44,12 @@ def learn_damsm(
 
     Raises:
         WeightsError: if InceptionV3's weights can't be had, or the folder holds a DAMSM of other captions or settings.
-        ValueError: for more pictures a step than there are.
+        ValueError: for more pictures a step than there are, or a picture without a caption that has words.
     """
-    folder, vocabulary = (
-        Path(folder),
-        vocabulary_of(t for data in (train, held_out) for ts in data.captions for t in ts),
-    )
+    folder, captioned = Path(folder), [texts for data in (train, held_out) for texts in data.captions]
+    if wordless := [texts for texts in captioned if not _read(texts)]:
+        raise ValueError(f"none of a picture's captions has a word of ASCII letters or digits: {wordless[0]}")
+    vocabulary = vocabulary_of(text for texts in captioned for text in texts)
     if batch_size > len(train):
         raise ValueError(f"batch_size = {batch_size} is larger than the data set of {len(train)} pictures")
     made = {"eyes": "inception" if bridge is None else "clip", "batch_size": batch_size, "lr": lr, "seed": seed}
@@ -85,6 +85,11 @@ def learn_damsm(
     return made
 
 
+def _read(captions: list[str]) -> list[list[str]]:
+    """The words of a picture's captions; those without any are skipped, as the authors do."""
+    return [words for caption in captions if (words := words_of(caption))]
+
+
 def _epoch(
     text: TextEncoder, image: ImageEncoder, data: Source, vocabulary: dict[str, int], seed: tuple[int, int],
     batch_size: int, lr: float, progress: bool,
@@ -99,7 +104,7 @@ def _epoch(
     total = torch.zeros(4)
     for step in tqdm(range(steps), desc=f"DAMSM, epoch {seed[1]}", disable=not progress, mininterval=1, leave=False):
         pixels, rows = data.pixels(data.rows(seed[0], seed[1], step * batch_size, (step + 1) * batch_size), random)
-        chosen = [words_of(texts[random.integers(len(texts))]) for texts in (data.captions[row] for row in rows)]
+        chosen = [texts[random.integers(len(texts))] for texts in (_read(data.captions[row]) for row in rows)]
         numbers = [torch.tensor(cut([vocabulary[word] for word in words], WORDS, random)) for words in chosen]
         tokens = nn.utils.rnn.pad_sequence(numbers, batch_first=True).to(device)
         sentence, words = text(tokens)
@@ -133,9 +138,9 @@ def _measure(damsm: DamsmBridge, data: Source) -> float:
     rows, found = random.permutation(len(data))[:MEASURED], []
     for own in np.array_split(rows, max(1, len(rows) // 50)):
         pixels, shown = data.pixels(own)
-        texts = [data.captions[row][random.integers(len(data.captions[row]))] for row in shown]
+        chosen = [texts[random.integers(len(texts))] for texts in (_read(data.captions[row]) for row in shown)]
         code = damsm.encode_regions(to_images(pixels).to(damsm.pixel_mean.device))[1]
-        found.append((code, damsm.encode_text(damsm.tokenize(texts).to(code.device))))
+        found.append((code, damsm.encode_text(damsm.tokenize([" ".join(words) for words in chosen]).to(code.device))))
     image, text = (F.normalize(torch.cat(part), dim=-1) for part in zip(*found, strict=True))
     return retrieval(image, text)
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..blocks import FinishedConv, GeneratorBlock, kernel_of_doubled
 from ..system import TextToImage
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def to_bf16(generator: TextToImage) -> TextToImage:
