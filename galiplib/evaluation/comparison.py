@@ -123,8 +123,8 @@ class Comparison:
         def text(value: float, error: float, best: bool) -> str:
             if math.isnan(value):
                 return ""
-            shown = f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
-            shown += "" if math.isnan(error) else f" ± {error:.2g}"
+            shown = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+            shown += "" if math.isnan(error) else f" ± {error:.0f}" if error >= 100 else f" ± {error:.2g}"
             return f"**{shown}**" if best else shown
 
         found = self.table.astype(object)
