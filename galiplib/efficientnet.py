@@ -170,7 +170,7 @@ class FrozenEyes:
         strides: Sequence[int] = LOOKED_AT,
     ) -> None:  # fmt: skip
         self.preprocess, self.side, self.strides, stages = preprocess, side, tuple(strides), list(stages)
-        x, found = torch.zeros(1, 3, side, side, device=next(stages[0].parameters()).device), {}
+        x, found = next(stages[0].parameters()).new_zeros(1, 3, side, side), {}
         with torch.no_grad():
             for index, stage in enumerate(stages):
                 x = stage(x)

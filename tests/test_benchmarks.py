@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import os
 import runpy
 import sys
@@ -134,3 +135,19 @@ def test_a_benchmark_measures_what_it_says(tmp_path):
     """The smallest one, to its end: a training step of mini at batch 2."""
     launch(run, 1, tmp_path, "train_step.py", "--sizes", "mini", "--batch", "2", "--only", "ours fp32")
     assert 0.2 < float((tmp_path / "printed").read_text().split()[-1]) < 8  # GB
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_quality_against_seconds(tmp_path):
+    """Two steps of tiny networks, with and without a projected discriminator: a row a point, and a figure."""
+    tiny = ["channels=4", "code_channels=8", "disc_channels=16", "head_channels=8", "fusion_blocks=1"]
+    both = [f"model.{one}" for one in tiny] + ["data.train_size=24", "data.test_size=20", "train.batch_size=4"]
+    few = ("--steps", "2", "--points", "2", "--pictures", "8", "--out", str(tmp_path))
+    launch(run, 1, tmp_path, "quality.py", *few, "--both", *both)
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    plain, other = "mini", "mini + model.projected=lite0"
+    assert [(row["configuration"], row["step"]) for row in rows] == [(plain, 1), (other, 1), (plain, 2), (other, 2)]
+    assert all(row["floors"] > 1 and 0 < row["seconds"] < 60 for row in rows) and rows[0]["seconds"] < rows[2]["seconds"]
+    assert rows[0]["caption_accuracy"].keys() == {"body", "wing", "belly", "background"}
+    assert (tmp_path / "quality.png").stat().st_size > 5000

