@@ -320,3 +320,24 @@ def test_exercise_mixed():
     for hint, fn in wrong.items():
         with pytest.raises(checks.CheckFailed, match=hint):
             checks.check_mixed(fn)
+
+
+def test_exercise_energy_score():
+    def score(a, b, x, third=-1.0, length=lambda d: d.norm(dim=1), reduce=torch.mean):
+        return reduce(length(a - x) + length(b - x) + third * length(a - b))
+
+    assert checks.check_energy_score(lambda a, b, x: None) == checks.NOT_TRIED
+    assert checks.check_energy_score(score).startswith("passed")
+    for fn, message in (
+        (lambda a, b, x: score(a, b, x, third=1), "should be rewarded"),
+        (lambda a, b, x: score(a, b, x, third=0), "drawing always the same is free"),
+        (lambda a, b, x: score(a, b, x, length=lambda d: d.square().sum(1)), "only means count"),
+        (lambda a, b, x: score(a, b, x, length=lambda d: d.abs().sum(1)), "take the length"),
+        (lambda a, b, x: score(a, b, x, reduce=torch.sum), "not the sum"),
+        (lambda a, b, x: score(a, b, x, reduce=lambda d: d), "one number for the whole batch"),
+        (lambda a, b, x: -score(a, b, x), "wrong sign"),
+        (lambda a, b, x: score(a, b, x).item(), "got float"),
+        (lambda a, b, x: score(a, b, x).detach(), "no gradient flows back"),
+    ):
+        with pytest.raises(checks.CheckFailed, match=message):
+            checks.check_energy_score(fn)

@@ -55,7 +55,7 @@ def train_in_process(rank, folder, overrides, steps=None):
 
 
 DFGAN = {key: value for key, value in TINY.items() if not key.startswith("model.")} | {"model.channels": 2}
-PROJECTED = TINY | {"model.projected": "lite0", "model.projected_side": 56}
+PROJECTED = TINY | {"model.projected": "lite0", "model.projected_side": 32}
 RECIPES = (
     ("mini", TINY),
     ("mini", TINY | {"train.accumulate": 2, "train.shift": 2, "train.colour": 0.5}),
@@ -67,7 +67,7 @@ RECIPES = (
 
 
 def steps_in_double(workers, recipe):
-    """Three steps in double precision -> the losses, and all tensors of all networks.
+    """Three steps in double precision, of the energy score one -> the losses, and all tensors of all networks.
 
     In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
     """
@@ -87,13 +87,13 @@ def steps_in_double(workers, recipe):
             stage.double()
     optimizers = Optimizers(system, config.train)
     random, reports = torch.Generator().manual_seed(3), []
-    for step in (1, 2, 3):
+    for step in (1,) if energy else (1, 2, 3):
         images, sentence, noise = (
             torch.randn(size, *shape, generator=random, dtype=torch.float64) * scale
             for shape, scale in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
         )
-        own = workers.part(size)
-        batch = Batch(images[own], Text(sentence), {"z": noise} | draw(config.train, size, random)).share(own, images[own])
+        own, noises = workers.part(size), {"z": noise} | draw(config.train, size, random)
+        batch = Batch(images[own], Text(sentence), noises).share(own, images[own])
         reports.append(train_step(system, optimizers, batch, config.train, step, workers))
     return reports, system.state_dict()
 

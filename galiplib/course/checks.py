@@ -464,3 +464,26 @@ def check_mixed(fn: Callable[[Tensor, Tensor, float], Tensor]) -> str:
         }
         _compare(value, normal(mixed, 1), mistakes)
     return "passed: every row has mean 0 and variance 1, whatever the scale"
+
+
+@exercise
+def check_energy_score(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
+    """`fn(first (B, D), second (B, D), real (B, D)) -> scalar`: mean distances to the real, minus that of the two."""
+    first, second, real = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    first, second = first + 0.5, (2 * second).requires_grad_()
+
+    def score(third: float = -1, power: float = 2, root: float = 0.5) -> Tensor:
+        between = ((a - b).abs().pow(power).sum(1).pow(root) for a, b in ((first, real), (second, real)))
+        return sum(between, third * (first - second).abs().pow(power).sum(1).pow(root))  # (B,)
+
+    mistakes = {
+        "the distance of the two generated ones is added: what differs should be rewarded": score(1).mean(),
+        "the distance of the two generated ones is missing: drawing always the same is free": score(0).mean(),
+        "the whole has the wrong sign": -score().mean(),
+        "those are squared distances: with them only means count, however alike pictures are": score(root=1).mean(),
+        "those are sums of absolute differences: take the length": score(power=1, root=1).mean(),
+        "take the mean over the pairs, not the sum": score().sum(),
+    }
+    hints: dict[Shape, str] = {(5,): "one number for the whole batch: take the mean over the pairs"}
+    _compare(_call(fn, first, second, real), score().mean(), mistakes, hints, gradient=True)
+    return "passed: near the real one both, and apart from each other"
