@@ -94,7 +94,8 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         accuracy = [statistics.mean(row["caption_accuracy"].values()) for row in own]
         for axis, y in zip(axes, ([row["floors"] for row in own], accuracy), strict=True):
             axis.plot(x, y, "o-", color=INK.get(name, "tab:blue"), label=f"{name}, {own[-1]['step']} steps")
-    axes[0].axhline(1, color="black", linestyle="--", linewidth=1, label="real pictures")
+    axes[0].axhline(1, color="black", linestyle="--", linewidth=1)
+    axes[0].text(axes[0].get_xlim()[0], 1.03, " real pictures", va="bottom", fontsize=9)
     axes[0].set(title="Fréchet distance over EfficientNet-Lite2, in floors", yscale="log")
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("")
@@ -103,10 +104,11 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for axis in axes:
         axis.set_xlabel("seconds of training")
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend(loc="lower right")
     figure.text(0.01, 0.01, title, fontsize=7, color="gray")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -122,15 +124,15 @@ def main() -> None:
     device, both = torch.device(args.device), [*args.both, f"train.max_steps={args.steps}"]
     candidate = f"{BASE} + {', '.join(args.candidate)}"
     configs = {BASE: load_config(BASE, both), candidate: load_config(BASE, [*both, *args.candidate])}
-    rows = []
-    for row in in_turns(configs, args.points, args.pictures, device):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    machine = measure.describe(device)
+    record = {"machine": measure.describe(device), "both": both, "pictures_a_side": args.pictures, "rows": []}
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine, "both": both, "pictures_a_side": args.pictures, "rows": rows}
-    (args.out / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(rows, args.out / "quality.png", f"{args.pictures} pictures a side, one seed; {machine}")
+    for row in in_turns(configs, args.points, args.pictures, device):
+        print(json.dumps(row), flush=True)
+        record["rows"].append(row)  # written at once: a stopped benchmark keeps what it has found
+        (args.out / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
+        draw(
+            record["rows"], args.out / "quality.png", f"{args.pictures} pictures a side, one seed; {record['machine']}"
+        )
 
 
 if __name__ == "__main__":
