@@ -26,7 +26,7 @@ from galiplib.runs.run import Run
 
 WORDS = "red blue green yellow white black brown orange pink grey".split()
 SMALL = {
-    "clip.name": "own", "clip.stem": "", "model.projected": "", "model.energy": 0,
+    "clip.name": "own", "clip.stem": "", "model.projected": "",
     "data.name": "folder", "clip.max_steps": 2, "clip.batch_size": 4, "clip.width": 64, "clip.layers": 2,
     "clip.text_width": 64, "clip.text_layers": 1, "clip.embed_dim": 16, "model.channels": 2, "model.code_channels": 4,
     "model.disc_channels": 8, "train.batch_size": 4, "train.max_steps": 2, "train.checkpoint_every": 1,

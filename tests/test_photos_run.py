@@ -13,7 +13,7 @@ from galiplib.runs import run as runs
 from galiplib.runs.run import Run
 
 SMALL = {
-    "clip.name": "own", "clip.stem": "", "model.projected": "", "model.energy": 0,
+    "clip.name": "own", "clip.stem": "", "model.projected": "",
     "clip.max_steps": 3, "clip.batch_size": 8, "clip.width": 64, "clip.layers": 2, "clip.text_layers": 1,
     "model.channels": 2, "model.code_channels": 4, "model.disc_channels": 8, "train.batch_size": 4,
     "train.max_steps": 3, "train.checkpoint_every": 2, "train.evaluate_every": 3, "train.sample_every": 3,
