@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from galiplib import cli, files
-from galiplib.build import pick_device
-from galiplib.config import ConfigError
-from galiplib.files import check_folder, check_target, free_name, is_ours, save_weights, write_json
+from galiplib.build import make_system, pick_device
+from galiplib.checkpoints.published import Published, export_reference
+from galiplib.clip.bridge import CLIP, ClipBridge
+from galiplib.config import ConfigError, build_config
+from galiplib.files import WeightsError, check_folder, check_target, free_name, is_ours, save_weights, write_json
 from galiplib.images import save_png
+from galiplib.runs.run import Run
 
 RED = "a red bird with black wings"
 
@@ -117,7 +120,49 @@ def test_devices():
             pick_device(name)
 
 
+@pytest.mark.parametrize(
+    ("side", "settings", "said"),
+    [
+        (64, {}, "this one has 8 x 8, and maps of"),  # its own 64 pixels in patches of 8
+        (56, {"prompt_layers": 1}, "clip.prompt_layers = 1 is not what"),
+        (56, {"taps": (0, 1)}, "clip.taps = "),
+    ],
+)
+def test_an_export_that_nobody_could_read_back_is_refused(side, settings, said, tmp_path):
+    model = {"channels": 4, "noise_dim": 8, "code_channels": 8, "disc_channels": 16, "head_channels": 8}
+    config = build_config({"clip": {"convention": "reference"}, "model": model, "train": {"recipe": "paper"}})
+    clip = CLIP(16, side, 4, 64, 8, 77, 49408, 64, 1, 1).float()
+    networks = make_system(ClipBridge(clip, "reference", **settings), config).eval()
+    bridge = networks.generator.bridge
+    published = Published(config, bridge, networks.generator, networks.discriminator, networks.head)
+    with pytest.raises(WeightsError, match=said):
+        export_reference(published, tmp_path / "state_epoch_001.pth")
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- what is there already
+
+
+def test_a_folder_of_others_becomes_no_run(tmp_path, tiny_config):
+    for name, content in (("config.json", '{"architectures": ["CLIPModel"]}'), ("config.json", "[1"),
+                          ("generator.safetensors", "mine")):  # fmt: skip
+        folder = tmp_path / "theirs"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        for allowed in (False, True):
+            with pytest.raises(ConfigError, match=f"{name} is "):
+                Run(folder, tiny_config(), "cpu", progress=False, allow_changes=allowed)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == content
+        shutil.rmtree(folder)
+
+
+def test_a_disk_without_room_for_checkpoints_stops_no_run_half_way(tmp_path, tiny_config, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    run = Run(tmp_path / "run", tiny_config(train__max_steps=2), "cpu", progress=False)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 2 * 10**6))
+    with pytest.raises(OSError, match=r"checkpoints: it takes [\d,]+ bytes, and its disk has 2,000,000 left"):
+        next(run.train())
+    assert not run.history()
 
 
 def test_what_we_wrote_is_ours(tmp_path):

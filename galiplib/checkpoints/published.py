@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..build import make_generator
-from ..clip.bridge import CLIP, ClipBridge
+from ..clip.bridge import CLIP, ClipBridge, default_prompt_layers, default_taps
 from ..config import Config, GalipConfig, RatlipConfig, build_config
 from ..files import WRAPPINGS, WeightsError, contents, fit, load_torch, state_dict, write_atomically
 from ..system import TextToImage
@@ -333,6 +333,10 @@ def export_reference(networks: Published, path: str | Path) -> None:
             f"the authors' code knows only maps of {REFERENCE_SIZES} pixels behind a CLIP of less than "
             f"8 x 8 patches; this one has {bridge.grid} x {bridge.grid}, and maps of {sizes}"
         )
+    theirs = {"taps": tuple(default_taps(bridge.layers)), "prompt_layers": default_prompt_layers(bridge.layers)}
+    for name, only in theirs.items():
+        if (own := getattr(bridge, name)) != only:
+            raise WeightsError(f"clip.{name} = {own} is not what the authors' code does with this CLIP, {only}")
     discriminator, head = networks.judges()
     tower = {TOWER + name: tensor for name, tensor in _tower(networks.bridge).items()}
     unused = networks.unused or _made_up(discriminator)
@@ -350,9 +354,6 @@ def export_reference(networks: Published, path: str | Path) -> None:
     for name in ("channels", "noise_dim", "code_channels", "fusion_blocks", "disc_channels", "head_channels"):
         if (found := getattr(back.config.model, name)) != (own := getattr(model, name)):
             raise WeightsError(f"{path} would say model.{name} = {found}, not {own}: the authors' format can't hold it")
-    for name in ("taps", "prompt_layers"):
-        if (found := getattr(back.bridge, name)) != (own := getattr(bridge, name)):
-            raise WeightsError(f"clip.{name} = {own} is not what the authors' code does with this CLIP, {found}")
     write_atomically(path, lambda stream: torch.save(state, stream))
 
 

@@ -189,15 +189,14 @@ def compare(
         raise EvaluationError("there are no checkpoints to compare")
     for path in checkpoints.values():  # before hours of work
         find(path)
-    splits: dict[str, Source] = {}
+    splits: dict[str, Source] = held_out_data(config)
     records: dict[str, dict[str, Any]] = {}
     for label, path in checkpoints.items():
         generator = load_generator(path, clip_model, device)
-        kept = folder and Path(folder) / "evaluations" / f"{_fingerprint(generator, config)}.json"
+        kept = folder and Path(folder) / "evaluations" / f"{_fingerprint(generator, config, splits)}.json"
         if kept and kept.is_file():
             records[label] = json.loads(kept.read_text())
             continue
-        splits = splits or held_out_data(config)
         records[label] = measure_generator(generator, generator.bridge, config, splits, progress).record()
         if kept:
             write_json(kept, records[label])
@@ -225,9 +224,10 @@ def label_of(path: str | Path) -> str:
     return f"{run.name} {path.stem}"
 
 
-def _fingerprint(generator: Any, config: Config) -> str:
+def _fingerprint(generator: Any, config: Config, splits: dict[str, Source]) -> str:
     """Tells an evaluation from all others: weights, data, protocol."""
-    protocol = [config.data.model_dump(), config.eval.model_dump(), default_features(judged=False)[0], *COLUMNS]
+    made_of = [config.data.model_dump(), *(source.fingerprint for source in splits.values())]
+    protocol = [made_of, config.eval.model_dump(), default_features(judged=False)[0], *COLUMNS]
     digest = hashlib.sha256(json.dumps(protocol).encode())
     for tensor in generator.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

@@ -185,7 +185,7 @@ def real_statistics(
     `note` says what the pictures are (data, split, crop, size, ...); by default the file is named after it and `look`.
     Raises EvaluationError for a file that doesn't fit, or says that it was made of other pictures.
     """
-    note = note | {"features": look.name, "weights": look.weights}
+    note = note | {"features": look.name, "weights": look.weights, "pictures": data.fingerprint}
     if path is None:
         digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:8]
         path = FOLDER / f"{note['data']}-{note['split']}-{note['size']}-{look.name}-{digest}.npz"
@@ -193,7 +193,11 @@ def real_statistics(
         found, said = load_statistics(path, look.dim)
         if not said:
             warnings.warn(f"{path} doesn't say how it was made: it may not fit these pictures", stacklevel=2)
-        elif other := sorted(key for key in note.keys() | said.keys() if note.get(key) != said.get(key)):
+        elif other := sorted(
+            key
+            for key in note.keys() | said.keys()
+            if note.get(key) != ({"pictures": data.fingerprint} | said).get(key)
+        ):
             raise EvaluationError(f"{path} was made of other pictures: {', '.join(other)} differ; delete it, or rename")
         return found
     moments = Moments(look.dim)

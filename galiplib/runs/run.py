@@ -45,7 +45,7 @@ from ..data import DataError
 from ..data.batches import Source, TrainingData
 from ..data.embeddings import say_cut, unreadable
 from ..distributed import Workers, check_batch, lost_is_said, same_failure
-from ..files import WeightsError, save_weights, write_json
+from ..files import WeightsError, check_folder, is_ours, save_weights, write_json
 from ..images import TooFew, contact_sheet, save_png
 from ..sampling.sample import sample
 from ..training import Optimizers, StepReport, train
@@ -289,6 +289,9 @@ class Run:
                 if went_on and (state := self.checkpoints.load()):
                     self._restore(state)
             workers.agree(step=self.step)
+            with same_failure():
+                if workers.leads:
+                    self._check_room()
             log: RunLog | NoLog = RunLog(self.folder, self.step) if workers.leads else NoLog()
             stack.enter_context(log)
             bar = tqdm(
@@ -430,6 +433,13 @@ class Run:
             self.checkpoints.save(self._state())
         self._newest = self.checkpoints.numbered()[:1]
 
+    def _check_room(self) -> None:
+        """Raises OSError if the disk has no room for the checkpoints to come, as far as that can be known."""
+        learning = sum(weight.nbytes for own in self.optimizers.weights.values() for weight in own)  # Adam: two of each
+        one = sum(tensor.nbytes for tensor in self.system.state_dict().values()) + 2 * learning
+        kept = self.config.train.keep_checkpoints + self.evaluates - len(self.checkpoints.numbered())
+        check_folder(self.checkpoints.folder, one * (1 + max(0, kept)))
+
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -499,10 +509,18 @@ class Run:
         path, keys = self.folder / "config.json", {}
         with same_failure():
             if self.workers.leads:
-                if path.is_file() and not allow_changes:
-                    before = recorded_config(json.loads(path.read_text()))
+                begun, exported = self.checkpoints.numbered(), self.folder / "generator.safetensors"
+                if not begun and exported.is_file() and not is_ours(exported):
+                    raise ConfigError(f"{exported} is there already, and no run's: choose another folder")
+                try:
+                    before = recorded_config(json.loads(path.read_text())) if path.is_file() else self.config
+                except (ValueError, TypeError, AttributeError, KeyError) as error:
+                    if not (begun and allow_changes):
+                        said = f"{path} is no configuration of a run ({str(error)[:100]})"
+                        raise ConfigError(f"{said}: choose another folder, or move it away") from None
+                if not allow_changes:
                     keys = {k: v for k, v in changed(self.config, before).items() if not k.startswith(FREE_KEYS)}
-                if keys and self.checkpoints.numbered():
+                if keys and begun:
                     listed = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in keys.items())
                     raise ConfigError(
                         f"{self.folder} holds a run of another configuration: {listed}. Choose another folder, set "
