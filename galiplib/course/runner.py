@@ -124,7 +124,8 @@ def parse_value(text: str, parameter: Mapping[str, str] | None = None) -> Any:
     except (ValueError, SyntaxError):  # no literal: nothing is known
         default = None
     if isinstance(default, list | tuple):
-        return list(read_value(text, tuple[type(default[0]) if default else str, ...]))
+        kind: Any = type(default[0]) if default else str
+        return list(read_value(text, tuple[kind, ...]))
     if default is None:
         return None if text.strip() == "None" else read_value(text, named | None if named else int | float | str | None)
     return read_value(text, float if isinstance(default, float) else named or type(default))

@@ -251,8 +251,8 @@ def describe(
     numbers = {photos.split: data_summary.numbers(photos) for photos in opened}
     for photos in opened:
         data_summary.print_numbers(photos, numbers[photos.split], contexts or {context_length: "what CLIP reads"})
-    for error in empty:
-        print(f"\n{error}")
+    for none in empty:
+        print(f"\n{none}")
     if sheet is not None:
         print(f"sheet: {save_png(picture, sheet)}")
     return {"name": name, "folder": str(opened[0].folder), "splits": numbers, "sheet": picture}
