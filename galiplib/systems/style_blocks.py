@@ -26,11 +26,11 @@ def activate(x: Tensor, clamp: float = math.inf) -> Tensor:
     return x if clamp == math.inf else x.clamp(-clamp, clamp)
 
 
-def smooth(x: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """The low-pass filter (B, C, h, w) -> (B, C, h + 2 padding - 3, ...), of which every `stride`-th value is kept."""
+def smooth(x: Tensor, padding: int) -> Tensor:
+    """The low-pass filter, (B, C, h, w) -> (B, C, h + 2 padding - 3, w + 2 padding - 3)."""
     channels, row = x.shape[1], torch.tensor(FILTER, dtype=x.dtype, device=x.device)
     kernel = torch.outer(row, row).expand(channels, 1, 4, 4)
-    return F.conv2d(x, kernel, padding=padding, stride=stride, groups=channels)
+    return F.conv2d(x, kernel, padding=padding, groups=channels)
 
 
 def enlarge(x: Tensor) -> Tensor:
@@ -71,10 +71,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.shape[2]
-        if self.down:
-            x = smooth(x, 1 + kernel // 2, stride=1 if kernel > 1 else 2)
+        stride, padding = (2, 0) if self.down else (1, kernel // 2)
+        if self.down:  # all of it, for a filter with a stride goes back slowly in bf16
+            x = smooth(x, 1 + kernel // 2)
         weight = self.weight * (self.gain * self.weight[0].numel() ** -0.5)
-        stride, padding = (2, 0) if self.down and kernel > 1 else (1, 0 if self.down else kernel // 2)
         if self.bias is None:
             return F.conv2d(x, weight, stride=stride, padding=padding)
         return activate(F.conv2d(x, weight, self.gain * self.bias, stride=stride, padding=padding), self.clamp)
@@ -102,7 +102,7 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
     """Maps (B, C, h, h) with one more: how much the pictures of a group of four, or less, differ (B, C + 1, h, h)."""
     size = max(size for size in range(1, group + 1) if len(x) % size == 0)
     parts = x.unflatten(0, (size, -1)).float()  # (size, B / size, C, h, h)
-    spread = (parts.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # (B / size,)
+    spread = ((parts - parts.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))  # (B / size,)
     return torch.cat([x, spread.to(x.dtype).repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
 
 
