@@ -139,7 +139,7 @@ class System(AroundClip, ABC):
     A subclass makes its networks in `__init__`, the generator as `generator`, and says who learns in which phases.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
+    wants: frozenset[str] = frozenset()  # of {"words", "picture", "classes"}: what it needs of `Text`
     whole_batch: ClassVar[bool] = False  # a loss compares all of a batch: it can't go through in parts
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)  # of Adam
     paper_average: ClassVar[float | None] = 0.0  # what it keeps of itself in a step of recipe "paper"; None: as ever

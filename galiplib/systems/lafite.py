@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +70,12 @@ class Generator(TextToImage):
         if pixels is not None:
             cut = pixels.split([side * side for side in self.noise_sides], dim=1)
             noises = [n.unflatten(1, (1, side, side)) for n, side in zip(cut, self.noise_sides, strict=True)]
+        blocks: Any = self.synthesis.values()
         x, image, place = None, None, 0
-        for block, text in zip(self.synthesis.values(), texts, strict=True):
+        for block, text in zip(blocks, texts, strict=True):
             x, image = block(x, image, ws[:, place:], text, noises[place:])
             place += block.convs
-        return image
+        return cast(Tensor, image)
 
     def forward(
         self, noise: Tensor, sentence: Tensor, late: tuple[Tensor, Tensor] | None = None, late_from: int = 0
@@ -139,8 +140,8 @@ def contrast(a: Tensor, b: Tensor, temperature: float, rows: float = 0.0, refere
     sharp = cosines / temperature
     if reference:  # its logarithm has the temperature as a factor inside, a constant
         sharp = sharp.exp()
-    found = [sharp.log_softmax(dim).diagonal() for dim in (0, 1)]
-    return torch.lerp(*found, rows) + (math.log(temperature) if reference else 0.0)
+    of_a, of_b = (sharp.log_softmax(dim).diagonal() for dim in (0, 1))
+    return torch.lerp(of_a, of_b, rows) + (math.log(temperature) if reference else 0.0)
 
 
 class LAFITE(System):
@@ -149,6 +150,7 @@ class LAFITE(System):
     whole_batch = True  # contrasts, minibatch deviation
     paper_average = None
     betas = (0.0, 0.99)
+    generator: Generator
 
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
