@@ -26,6 +26,7 @@ from galiplib.clip.bridge import ClipBridge
 from galiplib.config import ConfigError, build_config, load_config
 from galiplib.files import WeightsError
 from galiplib.runs.run import Run
+from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Step, Text
 from galiplib.systems.lafite import contrast, geometry
@@ -313,6 +314,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(tmp_path):
     exported = load_generator(tmp_path / "whole" / "generator.safetensors")
     drawn = sample(exported, exported.bridge, "a red bird in the snow", count=2, truncation=0.5).images
     assert drawn.shape == (2, 3, 56, 56) and not torch.equal(drawn[0], drawn[1])
+    fast = sample(to_bf16(exported), exported.bridge, "a red bird in the snow", count=2, truncation=0.5).images
+    torch.testing.assert_close(fast, drawn, atol=0.2, rtol=0)
     with pytest.raises(WeightsError, match="holds no head"):
         load_discriminator(tmp_path / "whole")
 

@@ -97,7 +97,7 @@ class Generator(TextToImage):
         """(B, Z) or (B, Z + 1) -> (B, N, Z)."""
         w, truncation = self.mapping(noise[:, : self.noise_dim]), noise[:, self.noise_dim :]
         if truncation.shape[1]:
-            w = torch.lerp(self.mapping.w_avg.expand_as(w), w, truncation)
+            w = torch.lerp(self.mapping.w_avg.to(w.dtype).expand_as(w), w, truncation)
         return w[:, None].expand(-1, self.styles, -1)
 
 
