@@ -137,9 +137,8 @@ def read_csv(path: Path, check: Callable[[list[str]], None]) -> Iterator[tuple[i
     """
     with open_text(path, "") as stream:
         comma = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.DictReader(
-            stream, restval="", strict=True, delimiter=comma
-        )  # else an open quote swallows the rest
+        # strict, else a quote that is left open swallows the rest
+        reader = csv.DictReader(stream, restval="", strict=True, delimiter=comma)
         try:
             header = [(name or "").strip().lower() for name in reader.fieldnames or []]
             check(header)
