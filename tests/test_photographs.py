@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from galiplib import load_generator, sample
 from galiplib.build import make_bridge, make_generator
+from galiplib.checkpoints.loading import generator_record
 from galiplib.config import EvalConfig, load_config
 from galiplib.data import minibirds
 from galiplib.data.colours import NAMES
@@ -72,3 +74,13 @@ def test_an_evaluation_of_photographs_says_all_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "BIRDS", range(1000))
     found = measure().record()
     assert found["bird_share"] == found["bird_share_real"] == 1
+
+
+def test_the_generator_of_birds_ships_with_its_record():
+    record, generator = generator_record("birds64"), load_generator("birds64")
+    assert record["config"]["clip"]["name"] == "photos64" and record["steps"] == record["config"]["train"]["max_steps"]
+    assert "no photograph is in this file" in record["terms"] and "galip train" in record["command"]
+    made = sample(generator, generator.bridge, ["a small red bird", "a small blue bird"], count=4, seed=0).images
+    assert made.shape == (8, 3, 64, 64) and made.abs().max() <= 1
+    red, blue = made.unflatten(0, (2, 4)).mean((1, 3, 4))  # (3,) each, the mean colour
+    assert red[0] - red[2] > blue[0] - blue[2]

@@ -48,7 +48,7 @@ def load_clip(
     """A frozen `clip.model.CLIP` in eval mode.
 
     Args:
-        name: "mini" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32";
+        name: "mini" or "photos64" (shipped), a `.safetensors` file of `save_clip`, an OpenAI name ("ViT-B/32";
             `clip.load` downloads it once, with a progress bar, into ~/.cache/clip and checks its SHA-256), or a file
             with the same content: OpenAI's TorchScript archive, or a state dict of `clip.model.CLIP` (`torch.save` or
             safetensors), wrapped as trainings do it (`files.WRAPPINGS`).
