@@ -1,7 +1,7 @@
 """How good after how many seconds? Two configurations of mini trained in turns in one process, on the same batches.
 
-    python benchmarks/quality.py                                               # mini, and mini with a projected
-    python benchmarks/quality.py --candidate model.projected=lite0 model.energy=4 --steps 500        # discriminator
+    python benchmarks/quality.py                                    # mini through CLIP alone, and with the rest of it
+    python benchmarks/quality.py --candidate model.projected=lite0 train.lr_g=0.002 --steps 500
 
 Training seconds only, of which a slow moment of the machine disturbs both: the Fréchet distance over EfficientNet-Lite2
 (pictures against other real ones, in floors: real against real, as many a side) and the judge's caption accuracy.
@@ -33,8 +33,8 @@ from galiplib.evaluation.samples import frechet_of_samples
 from galiplib.images import to_images
 from galiplib.training import Optimizers, train
 
-BASE = "mini"
-CANDIDATE = ("model.projected=lite0",)
+BASE = "mini:galip"
+CANDIDATE = ("model.projected=lite0", "model.energy=4", "train.lr_g=0.002")
 INK = {BASE: "tab:gray"}  # the other one is blue
 
 

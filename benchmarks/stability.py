@@ -32,12 +32,12 @@ PANELS = {
 
 
 def train(recipe: str, batch: int, out: Path) -> None:
-    length = load_config("mini").train.max_steps
+    length = load_config("mini:galip").train.max_steps
     settings = {
         "train.recipe": recipe, "train.batch_size": batch, "train.max_steps": TIMES * length,
         "train.evaluate_every": length // 2, "train.sample_every": length,
     }  # fmt: skip
-    for _ in Run(out / f"{recipe}_{batch}", load_config("mini", settings)).train():
+    for _ in Run(out / f"{recipe}_{batch}", load_config("mini:galip", settings)).train():
         pass
 
 

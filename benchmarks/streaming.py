@@ -66,7 +66,7 @@ def seconds(work, steps: range) -> tuple[float, float]:
 
 def measure(folder: Path) -> dict[str, float]:
     """Pictures a second, processor time a picture in ms, and the memory of this process in MB."""
-    config = load_config("mini")
+    config = load_config("mini:galip")
     size = config.train.batch_size
     bridge = make_bridge(config)
     networks = make_system(bridge, config)

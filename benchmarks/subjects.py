@@ -44,7 +44,7 @@ def config_of(size: str, precision: str, recipe: str = "paper", image_size: int 
         "model.smooth_shortcut": False, "clip.convention": "reference", "train.recipe": recipe,
         "train.precision": precision, "model.image_size": image_size or 56,
     }  # fmt: skip
-    return load_config("mini", settings)
+    return load_config("mini:galip", settings)
 
 
 def clip_of(size: str) -> CLIP:

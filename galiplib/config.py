@@ -125,10 +125,10 @@ class GalipConfig(ModelConfig):
     fusion_blocks: int = Field(4, ge=1, description="fusion blocks before CLIP")
     disc_channels: int = Field(512, ge=1, description="channels of the discriminator's last block")
     head_channels: int = Field(128, ge=1, description="channels inside the conditional head")
-    projected: Literal["", "lite0"] = Field("", description="frozen network a second discriminator looks through")
+    projected: str = Field("", description="network a second discriminator sees through: lite0, torchvision/...")
     projected_side: int = Field(80, ge=32, description="side to which it enlarges pictures, pixels")
     projected_weight: float = Field(1.0, ge=0, description="weight of the second discriminator in generator's loss")
-    energy: float = Field(0.0, ge=0, description="weight of the energy score, of two pictures a caption")
+    energy: float = Field(0.0, ge=0, description="weight of the energy score; only with projected")
 
 
 class RatlipConfig(GalipConfig):
@@ -343,7 +343,8 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     pairs = overrides.items() if isinstance(overrides, dict) else [text.split("=", 1) for text in overrides or ()]
     typed = {key.strip(): value for key, value in pairs}
     if typed.get("train.recipe") == "paper":
-        layers.append({"train": PAPER})
+        alone = fitting(_laid_over(layers)["system"], {"projected": "", "noise_gain": 1.0})
+        layers.append({"train": PAPER, "model": alone})
     for key in sorted(typed, key="system".__ne__):  # first the one that says what others mean
         section, _, name = key.partition(".")
         layers.append({section: {name: typed[key]} if name else typed[key]})
@@ -370,7 +371,6 @@ def fitting(system: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(profile: str) -> dict[str, Any]:
-    """The content of a profile's file."""
     path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
     if path.suffix not in YAML or not path.is_file():
         raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")

@@ -191,8 +191,34 @@ class FrozenEyes:
 
 
 def teaching_eyes(name: str, side: int, device: str | torch.device = "cpu") -> FrozenEyes:
-    """A network that discriminators may look through, by name; raises WeightsError as `weights_file` does."""
-    if name != TEACHER:
-        raise WeightsError(f"{name} is no network to learn from: {TEACHER} is")
-    network = load_efficientnet(name, device)
-    return FrozenEyes(network.stages, network.preprocess, side)
+    """A network that discriminators may look through: `TEACHER`, or torchvision's by name, "torchvision/convnext_tiny".
+
+    Any of torchvision's with ImageNet weights (downloaded once) whose `features` are a sequence: EfficientNets,
+    ConvNeXts, MobileNets, VGGs. Raises WeightsError for others, and where weights can't be had.
+    """
+    if name == TEACHER:
+        network = load_efficientnet(name, device)
+        return FrozenEyes(network.stages, network.preprocess, side)
+    family, _, own = name.partition("/")
+    if family != "torchvision":
+        raise WeightsError(f"{name} is no network to learn from: {TEACHER} is, or torchvision/convnext_tiny")
+    from torchvision import models
+
+    try:
+        weights = models.get_model_weights(own).DEFAULT
+        stages = models.get_model(own, weights=weights).features
+    except (ValueError, AttributeError):
+        raise WeightsError(f"torchvision has no {own} with features in sequence, such as convnext_tiny") from None
+    except OSError as error:
+        raise WeightsError(
+            f"the weights of torchvision's {own} can't be had ({error}): {TEACHER} needs none"
+        ) from error
+    transforms = weights.transforms()
+    mean, deviation = (torch.tensor(v, device=device)[:, None, None] for v in (transforms.mean, transforms.std))
+
+    def preprocess(images: Tensor, side: int) -> Tensor:
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(images, (side, side), mode="bicubic", align_corners=False)
+        return (images * 0.5 + 0.5 - mean) / deviation
+
+    return FrozenEyes(stages.eval().requires_grad_(False).to(device), preprocess, side)

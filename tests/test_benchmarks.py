@@ -144,9 +144,9 @@ def test_quality_against_seconds(tmp_path):
     tiny = ["channels=4", "code_channels=8", "disc_channels=16", "head_channels=8", "fusion_blocks=1"]
     both = [f"model.{one}" for one in tiny] + ["data.train_size=24", "data.test_size=20", "train.batch_size=4"]
     few = ("--steps", "2", "--points", "2", "--pictures", "8", "--out", str(tmp_path))
-    launch(run, 1, tmp_path, "quality.py", *few, "--both", *both)
+    launch(run, 1, tmp_path, "quality.py", *few, "--candidate", "model.projected=lite0", "--both", *both)
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
-    plain, other = "mini", "mini + model.projected=lite0"
+    plain, other = "mini:galip", "mini:galip + model.projected=lite0"
     assert [(row["configuration"], row["step"]) for row in rows] == [(plain, 1), (other, 1), (plain, 2), (other, 2)]
     assert all(row["floors"] > 1 for row in rows) and 0 < rows[0]["seconds"] < rows[2]["seconds"]
     assert rows[0]["caption_accuracy"].keys() == {"body", "wing", "belly", "background"}

@@ -138,7 +138,7 @@ def test_changed_lists_differences():
     ("profile", "overrides", "message"),
     [
         ("minni", [], "mini"),
-        ("mini:rat", [], "profile mini has no variant 'rat': attngan, dfgan, lafite, ratgan, ratlip, ratlip-reference"),
+        ("mini:rat", [], "profile mini has no variant 'rat': attngan, dfgan, galip, lafite, ratgan, ratlip, ratlip-re"),
         ("coco:ratlip", [], "profile coco has no variant 'ratlip': attngan, dfgan, lafite, ratgan"),
         ("cc12m:ratlip", [], "profile cc12m has no variant 'ratlip': none at all"),
         ("mini:", [], "has no variant ''"),

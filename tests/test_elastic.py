@@ -16,7 +16,8 @@ from galiplib.runs.run import Run
 
 SETTINGS = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
-    "model.fusion_blocks": 1, "data.train_size": 24, "data.test_size": 20, "train.batch_size": 4, "train.max_steps": 30,
+    "model.fusion_blocks": 1, "model.projected": "",
+    "data.train_size": 24, "data.test_size": 20, "train.batch_size": 4, "train.max_steps": 30,
     "train.checkpoint_every": 5, "train.sample_every": 30, "train.evaluate_every": 0, "train.precision": "fp32",
 }  # fmt: skip
 

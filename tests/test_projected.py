@@ -47,8 +47,29 @@ def test_maps_of_any_network_in_pieces(eyes):
 def test_no_training_through_the_examiner():
     with pytest.raises(WeightsError, match="lite2 is no network to learn from: lite0 is"):
         teaching_eyes(EXAMINER, 56)
-    with pytest.raises(ConfigError, match="model.projected = 'lite2'"):
-        load_config("mini", ["model.projected=lite2"])
+
+
+def test_torchvisions_networks_by_name(monkeypatch):
+    whole = mobilenet_v3_small().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: whole)
+    seen = teaching_eyes("torchvision/mobilenet_v3_small", 64)
+    images = torch.zeros(1, 3, 56, 56, requires_grad=True)
+    assert [x.shape[-1] for x in seen(images)] == [16, 8, 4]
+    assert seen.preprocess(images, 64).flatten(2).mean(2)[0, 0].item() == pytest.approx((0.5 - 0.485) / 0.229, rel=1e-4)
+    seen(images)[-1].sum().backward()
+    assert images.grad.abs().sum() > 0 and not any(w.requires_grad for stage in seen.stages for w in stage.parameters())
+    with pytest.raises(WeightsError, match="torchvision has no nets"):
+        teaching_eyes("torchvision/nets", 64)
+    with monkeypatch.context() as patched, pytest.raises(WeightsError, match="no vit_b_16 with features in sequence"):
+        patched.setattr("torchvision.models.get_model", lambda *_, **__: torch.nn.Linear(1, 1))
+        teaching_eyes("torchvision/vit_b_16", 64)
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(WeightsError, match="can't be had .no route to host.: lite0 needs none"):
+        teaching_eyes("torchvision/mobilenet_v3_small", 64)
 
 
 def test_without_the_package_it_is_said_what_to_install(tiny_config, monkeypatch):
@@ -139,10 +160,9 @@ def test_two_pictures_of_every_second_caption(tiny_config, eyes):
         with pytest.raises(ConfigError, match=f"of two captions at least: {rows} pictures a part"):
             system.drawn(batch.share(slice(0, rows), batch.images[:rows]))
     for more, said in (
-        ({"model__energy": 1.0}, "set model.projected=lite0"),
         ({**SHARP, "model__energy": 1.0, "train__batch_size": 9}, "9 pictures a part"),
         ({**SHARP, "model__energy": 1.0, "train__batch_size": 8, "train__accumulate": 4}, "2 pictures a part"),
-        ({"system": "residual", **SHARP, "model__energy": 1.0}, "only one is given here: use system=galip"),
+        ({"system": "residual", **SHARP, "model__energy": 1.0}, "only one is given here: set model.energy=0"),
     ):
         with pytest.raises(ConfigError, match=said):
             system_and_batch(tiny_config(**more))
@@ -177,11 +197,11 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(tiny_config, tmp_pa
     assert (tmp_path / "parts" / "generator.safetensors").is_file()
 
 
-def test_the_variant_of_mini():
-    """It trains the same networks on the same data, but for what makes pictures sharper."""
-    plain, sharp = load_config("mini").flat(), load_config("mini:sharp").flat()
-    eyes = {"model.projected", "model.projected_side", "model.energy", "model.noise_gain"}
-    longer = {"max_steps", "lr_g", "clip_weight", "ema_half_life", "evaluate_every", "sample_every"}
-    assert {key for key in plain if plain[key] != sharp[key]} == eyes | {f"train.{name}" for name in longer}
-    assert sharp["model.projected"] == TEACHER
-    assert not load_config("mini", ["train.recipe=paper"]).model.projected
+def test_what_the_profile_mini_and_its_variants_look_through():
+    mini, published = load_config("mini"), load_config("mini:galip")
+    assert mini.model.projected == "lite0" and load_config("mini:sharp").model.projected == "lite0"
+    assert not published.model.projected
+    assert not load_config("mini:ratlip-reference").model.projected
+    paper = load_config("mini", ["train.recipe=paper"]).model
+    assert not paper.projected
+    assert load_config("mini", ["train.recipe=paper", "model.projected=lite0"]).model.projected  # what is set counts

@@ -51,7 +51,9 @@ class PictureGALIP(GALIP):
     def __init__(self, bridge: ClipBridge, config: Config) -> None:
         super().__init__(bridge, config)
         if self.projected and self.projected.energy:
-            raise ConfigError("model.energy draws two pictures a caption, and only one is given here: use system=galip")
+            raise ConfigError(
+                "model.energy draws two pictures a caption, and only one is given here: set model.energy=0"
+            )
         self.settings = cast(PictureConfig, config.model)
         self.generator: PictureGenerator = self.around(cast(Generator, self.generator), self.settings)
 

@@ -124,12 +124,10 @@ def second_discriminator(bridge: ClipBridge, config: Config, image_size: int) ->
 
     Raises:
         WeightsError: without the network's package, which it names, or for a damaged file of it.
-        ConfigError: for `model.energy` without it, or with batches that are no pairs.
+        ConfigError: for `model.energy` with batches that are no pairs.
     """
     settings = cast(GalipConfig, config.model)
     if not settings.projected:
-        if settings.energy:
-            raise ConfigError("model.energy compares what a frozen network sees: set model.projected=lite0")
         return None
     eyes = teaching_eyes(settings.projected, settings.projected_side, bridge.pixel_mean.device)
     second = ProjectedDiscriminator(eyes, bridge.embed_dim, image_size, settings.projected_weight, settings.energy)
