@@ -162,7 +162,8 @@ def test_a_file_of_captions_becomes_a_folder_and_is_gone_on_with(mini, origin, t
     listed = tmp_path / "captions.txt"
     listed.write_text(f"{RED}\n\n  {BLUE}  \n{RED}\n", encoding="utf-8-sig")
     recipes = read_captions(listed, count=2, seed=5)
-    assert [(r.caption, r.seed) for r in recipes] == [(t, s) for t in (RED, BLUE, RED) for s in (5, 6)]
+    seeds = [(RED, 5), (RED, 6), (BLUE, 5), (BLUE, 6), (RED, 7), (RED, 8)]  # a caption's second line goes on with them
+    assert [(r.caption, r.seed) for r in recipes] == seeds
 
     drawn = []
 
