@@ -64,6 +64,7 @@ RECIPES = (
     ("mini:dfgan", DFGAN | {"train.accumulate": 2, "train.shift": 2}),
     ("mini", PROJECTED | {"train.shift": 2}),
     ("mini", PROJECTED | {"model.energy": 4.0, "train.batch_size": 16}),
+    ("mini:ratgan", DFGAN | {"train.accumulate": 2, "model.state_dim": 8}),
 )
 
 

@@ -78,18 +78,20 @@ def of_dfgan(content: Any, path: str | Path) -> dict[str, Any] | None:
     system, states = _states(content, path)
     if not states:
         return None
+    table, ours, unused = DFGAN if system == "dfgan" else RATGAN, dict[str, Tensor](), dict[str, dict[str, Tensor]]()
     try:
         model, width = (_dfgan if system == "dfgan" else _ratgan)(states, str(path))
+        for network, tensors in states.items():
+            unused[network] = {name: tensor for name, tensor in tensors.items() if _is_unused(name, tensors, model)}
+            for name in tensors.keys() - unused[network].keys():
+                tensor = tensors[name].T if name in TRANSPOSED else tensors[name]
+                ours[renamed(name, table[network])] = tensor
+        if model.get("recurrent"):
+            ours["ema.cell.lstm.bias_hh_l0"] = torch.zeros_like(states["netG"]["lstm.bias"])
     except KeyError as error:
         raise WeightsError(f"{path} lacks {error.args[0]}, which every {system} of the authors has") from None
-    table, ours, unused = DFGAN if system == "dfgan" else RATGAN, dict[str, Tensor](), dict[str, dict[str, Tensor]]()
-    for network, tensors in states.items():
-        unused[network] = {name: tensor for name, tensor in tensors.items() if _is_unused(name, tensors, model)}
-        for name in tensors.keys() - unused[network].keys():
-            tensor = tensors[name].T if name in TRANSPOSED else tensors[name]
-            ours[renamed(name, table[network])] = tensor
-    if model.get("recurrent"):
-        ours["ema.cell.lstm.bias_hh_l0"] = torch.zeros_like(ours["ema.cell.lstm.bias_ih_l0"])
+    except IndexError:
+        raise WeightsError(f"{path} has tensors of other shapes than any {system} of the authors") from None
     clip = {"damsm": ELSEWHERE} if width == 256 else {"name": "ViT-B/32", "convention": "reference"}
     config = {
         "profile": "reference", "system": system, "clip": clip, "model": model, "train": {"recipe": "paper"},
@@ -106,8 +108,8 @@ def _states(content: Any, path: str | Path) -> tuple[str, dict[str, dict[str, Te
     nets = content.get("model")
     if isinstance(nets, dict) and isinstance(nets.get("netG"), dict):
         states = {n: state_dict(s, f"{n} of {path} is no state dict") for n, s in nets.items() if n in DFGAN}
-        galip = any(name.startswith("mapping.") for name in states["netG"])
-        return "dfgan", {} if galip or "fc.weight" not in states["netG"] else states
+        parts = {name.partition(".")[0] for name in states["netG"]}
+        return "dfgan", states if "GBlocks" in parts and "mapping" not in parts else {}  # else GALIP's
     try:
         tensors = state_dict(content, "")
     except WeightsError:
