@@ -57,6 +57,8 @@ def load_generator(
     if not _holds(content, "ema"):
         raise WeightsError(f"{path} holds a discriminator only: the generator is in another file, netG_*.pth")
     bridge, config = _around(path, content, clip_model, device)
+    if isinstance(bridge, DamsmBridge):
+        bridge.asked_by = f"{path}: "
     with torch.random.fork_rng(devices=[]):  # its first weights, which the file's replace, are drawn
         generator = make_generator(bridge, config)
     return _filled(generator, "ema" if ema else "generator", path, content, device)

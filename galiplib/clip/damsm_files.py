@@ -38,6 +38,7 @@ class DamsmBridge(nn.Module):
 
     convention = "damsm"
     embed_dim = word_dim = WIDTH
+    asked_by = ""  # whose text encoder is asked for: the beginning of the message
     pixel_mean: Tensor
 
     def __init__(
@@ -58,8 +59,8 @@ class DamsmBridge(nn.Module):
     def _reader(self) -> TextEncoder:
         if self.text is None:
             raise WeightsError(
-                "captions can't be read without DAMSM's text encoder: give the folder with text_encoder*.pth and "
-                "captions.pickle that the generator was trained with, --damsm FOLDER"
+                f"{self.asked_by}captions can't be read without DAMSM's text encoder: give the folder with "
+                "text_encoder*.pth and captions.pickle that the generator was trained with, --damsm FOLDER"
             )
         return self.text
 
