@@ -294,7 +294,8 @@ def test_the_checkpoint_is_chosen_in_the_panel(trained, tmp_path):
     folder, config = trained
     panel = sampler.sampler_panel(load_generator(), folder=tmp_path, training=config)
     choice = find(panel, "checkpoint")
-    assert choice.options == (("mini (shipped)", "mini"), ("some/run", str(folder)))
+    shipped = (("mini (shipped)", "mini"), ("birds64 (shipped)", "birds64"))
+    assert choice.options == (*shipped, ("some/run", str(folder)))
     assert find(panel, "averaged").disabled
     shipped = pictures(panel)
     choice.value = str(folder)

@@ -265,11 +265,11 @@ def evaluate(
             result.values["images"] += len(held_out)
     for look in extractors:
         if isinstance(look, ImagenetFeatures) and not judge:
-            asked = [text for text, first in zip(chosen.captions, chosen.first, strict=True) if first][:KEPT]
+            drew = [text for text, first in zip(chosen.captions, chosen.first, strict=True) if first][:KEPT]
             rows = torch.from_numpy(chosen.real[:KEPT])
             captions = [data[main].captions[row] for row in rows.tolist()]
             sides = real.features[look.name][:KEPT].clone(), fake.features[look.name].clone()  # no inference tensors
-            result.add_photographs(look, *sides, rows, captions, asked)
+            result.add_photographs(look, *sides, rows, captions, drew)
     result.values["features"] = [look.name for look in extractors]
     return result
 
