@@ -19,7 +19,7 @@ from galiplib.training import Optimizers, train_step
 
 TINY = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
-    "model.fusion_blocks": 1, "model.projected": "",
+    "model.fusion_blocks": 1, "model.projected": "", "model.energy": 0,
     "data.train_size": 24, "data.test_size": 21, "train.batch_size": 8, "train.max_steps": 4,
     "train.checkpoint_every": 2, "train.sample_every": 4, "train.evaluate_every": 4, "train.penalty_every": 2,
     "train.precision": "fp32",

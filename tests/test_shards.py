@@ -246,7 +246,7 @@ def test_ctrl_c_ends_a_run_with_worker_processes_after_its_step(birds, tmp_path)
     os.killpg(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=300)
     assert run.returncode == 130 and "Traceback" not in said
-    assert re.search(r"galip: stopped after step \d+ of 500; the same command or cell goes on from there", said)
+    assert re.search(r"galip: stopped after step \d+ of 600; the same command or cell goes on from there", said)
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)  # nothing of the group is left
 

@@ -280,7 +280,8 @@ class Run:
                 said = f"train.batch_size = {settings.batch_size} is more than the {len(data)} training pictures"
                 warnings.warn(f"{said}: a step shows them several times", stacklevel=3)
             if workers.size > 1:
-                workers.agree(pictures=len(data), captions=data.digest)
+                others = {"held-out pictures": {name: len(source) for name, source in self.held_out.items()}}
+                workers.agree(pictures=len(data), captions=data.digest, **others)
             with same_failure():
                 if workers.leads:
                     stack.enter_context(self._locked())
