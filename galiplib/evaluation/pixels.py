@@ -47,19 +47,17 @@ class PixelMeasure:
 def ssim(fake: Tensor, real: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004) of pictures (B, 3, H, W) in [0, 1] -> (B,): 1 for equal ones.
 
-    To 1e-4 (rounding where a picture is flat). torchmetrics' formula; it would take as long to load as all the rest.
+    In double precision, or flat pictures are rounding. torchmetrics' formula, which takes as long to load as all else.
     """
-    place = torch.arange(-5.0, 6.0, device=fake.device)
+    fake, real = fake.cpu().double(), real.cpu().double()  # not every device has it
+    place = torch.arange(-5.0, 6.0, dtype=torch.double)
     window = torch.softmax(-place.square() / (2 * 1.5**2), dim=0)
     kernel = (window[:, None] * window).expand(3, 1, 11, 11)
-    middle = real.mean((1, 2, 3), keepdim=True)  # taken off, as squares of large values round
-    fake, real = fake - middle, real - middle
     sums = F.pad(torch.cat([fake, real, fake * fake, real * real, fake * real]), (5, 5, 5, 5), mode="reflect")
     x, y, xx, yy, xy = F.conv2d(sums, kernel, groups=3).chunk(5)  # (B, 3, H, W) each
     spread = (xx - x * x).clamp_min(0) + (yy - y * y).clamp_min(0)
-    c, d, shared = 0.01**2, 0.03**2, xy - x * y
-    x, y = x + middle, y + middle
-    found = (2 * x * y + c) * (2 * shared + d) / ((x * x + y * y + c) * (spread + d))
+    c, d = 0.01**2, 0.03**2
+    found = (2 * x * y + c) * (2 * (xy - x * y) + d) / ((x * x + y * y + c) * (spread + d))
     return found.mean((1, 2, 3))
 
 
