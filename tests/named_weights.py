@@ -1,11 +1,14 @@
-"""Weights that anyone can rebuild from their authors' names, behind the reference numbers of DAMSM and AttnGAN."""
+"""What tests of systems share: weights rebuilt from their authors' names (DAMSM, AttnGAN), closeness, a resumed run."""
 
 import json
+import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from galiplib import Run
 
 HERE = Path(__file__).parent / "reference"
 
@@ -61,3 +64,20 @@ def close(value, wanted, tolerance=1e-4):
     value, wanted = (torch.as_tensor(x).detach().double() for x in (value, wanted))
     assert value.shape == wanted.shape
     assert (value - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def resumed_equals_whole(config, folder):
+    """A run left half-way and opened again ends as one that never was; -> that one."""
+    half = config.train.max_steps // 2
+    whole = Run(folder / "whole", config, progress=False)
+    list(whole.train())
+    for report in Run(folder / "parts", config, progress=False).train():
+        if report.step == half:
+            break
+    resumed = Run(folder / "parts", config, progress=False)
+    assert resumed.step == half
+    list(resumed.train())
+    for name, tensor in whole.system.state_dict().items():
+        assert torch.equal(tensor, resumed.system.state_dict()[name]), name
+    assert all(math.isfinite(value) for line in whole.history() for value in line.values())
+    return whole

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from named_weights import arrays, close, enlarged, named_state, numbers
+from named_weights import arrays, close, enlarged, named_state, numbers, resumed_equals_whole
 from PIL import Image
 
 from galiplib import cli
@@ -24,7 +24,6 @@ from galiplib.clip.damsm_files import load_damsm
 from galiplib.config import ConfigError, build_config, load_config
 from galiplib.files import WeightsError
 from galiplib.images import to_uint8
-from galiplib.runs.run import Run
 from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Text
@@ -254,17 +253,7 @@ TINY = {
 def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(tmp_path, recipe):
     more = {"train.max_steps": 4, "train.sample_every": 4, "train.recipe": recipe}
     config = load_config("mini:attngan", TINY | more)
-    whole = Run(tmp_path / "whole", config, progress=False)
-    list(whole.train())
-    for report in Run(tmp_path / "parts", config, progress=False).train():
-        if report.step == 2:
-            break
-    resumed = Run(tmp_path / "parts", config, progress=False)
-    assert resumed.step == 2
-    list(resumed.train())
-    for name, tensor in whole.system.state_dict().items():
-        assert torch.equal(tensor, resumed.system.state_dict()[name]), name
-    assert all(math.isfinite(value) for line in whole.history() for value in line.values())
+    resumed_equals_whole(config, tmp_path)
     exported = load_generator(tmp_path / "whole" / "generator.safetensors")
     assert sample(exported, exported.bridge, "a red bird in the snow", seed=1).images.shape == (1, 3, 56, 56)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from named_weights import close
 
 from galiplib.build import make_bridge, make_system
 from galiplib.checkpoints.loading import load_discriminator, load_generator
@@ -80,12 +81,6 @@ def published(bridge=None, **model):
         made = {name: rule(theirs, name, shape) for name, shape in names_of(module).items()}
         module.load_state_dict(made, strict=False)
     return system
-
-
-def close(value, wanted, tolerance=1e-4):
-    value, wanted = np.asarray(value, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
-    assert value.shape == wanted.shape
-    assert np.abs(value - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 @pytest.fixture(scope="module")

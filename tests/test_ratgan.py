@@ -5,7 +5,6 @@ lie in tests/reference/ratgan_*.
 """
 
 import json
-import math
 import zlib
 from functools import cache
 from pathlib import Path
@@ -14,13 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from named_weights import close, resumed_equals_whole
 
 from galiplib.build import make_system
 from galiplib.checkpoints.dfgan import RATGAN, of_dfgan, renamed, write_dfgan
 from galiplib.checkpoints.loading import export_reference, load_discriminator, load_generator
 from galiplib.config import build_config, load_config
 from galiplib.files import WeightsError
-from galiplib.runs.run import Run
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Step, Text
 from galiplib.training import Optimizers, train_step
@@ -80,12 +79,6 @@ def published(*contents, path="netG_500.pth", **model):
     kinds = {name.partition(".")[0] for name in tensors}
     assert not [name for name in lacking.missing_keys if name.partition(".")[0] in kinds]
     return system.eval()
-
-
-def close(value, wanted, tolerance=1e-4):
-    value, wanted = np.asarray(value, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
-    assert value.shape == wanted.shape
-    assert np.abs(value - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 def real_pictures(reference):
@@ -242,19 +235,8 @@ def tiny(**more):
 @pytest.mark.parametrize("attention", [False, True])
 def test_a_resumed_run_equals_the_uninterrupted_one_and_draws(attention, tmp_path):
     config = tiny(train__max_steps=4, train__sample_every=4, model__attention=attention)
-    whole = Run(tmp_path / "whole", config, progress=False)
-    list(whole.train())
-    for report in Run(tmp_path / "parts", config, progress=False).train():
-        if report.step == 2:
-            break
-    resumed = Run(tmp_path / "parts", config, progress=False)
-    assert resumed.step == 2
-    list(resumed.train())
-    for name, tensor in whole.system.state_dict().items():
-        assert torch.equal(tensor, resumed.system.state_dict()[name]), name
-    history = whole.history()
-    assert all(math.isfinite(value) for line in history for value in line.values())
-    assert [line["penalty"] > 0 for line in history] == [False, True] * 2
+    whole = resumed_equals_whole(config, tmp_path)
+    assert [line["penalty"] > 0 for line in whole.history()] == [False, True] * 2
     exported = load_generator(tmp_path / "whole" / "generator.safetensors")
     assert sample(exported, exported.bridge, "a red bird in the snow", seed=1).images.shape == (1, 3, 56, 56)
 

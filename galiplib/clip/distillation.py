@@ -32,6 +32,7 @@ from .bridge import ClipBridge
 from .files import save_clip
 from .stem import LiteStem
 from .training import (
+    Resumable,
     adamw,
     clip_geometry,
     contrastive_loss,
@@ -115,7 +116,7 @@ class DistilReport:
     pooled: float = 0.0
 
 
-class Distillation:
+class Distillation(Resumable):
     """A small CLIP in training: `bridge.model`, made with `trainable=True`, on photographs that the teacher has seen.
 
     Of `config.max_steps` a share of `TEXT_SHARE` is for text tower and head, the rest for the image tower, with both
@@ -248,18 +249,6 @@ class Distillation:
         for part, (_, optimizer, schedule) in enumerate(self.parts):
             kept |= {f"optimizer{part}": optimizer, f"schedule{part}": schedule}
         return kept
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on."""
-        kept = {name: part.state_dict() for name, part in self._stateful().items()}
-        return {"step": self.step, **kept, "random": json.dumps(self.random.bit_generator.state)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state` of the same configuration and photographs; raises as `load_state_dict` does."""
-        for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
-        self.random.bit_generator.state = json.loads(state["random"])
-        self.step = state["step"]
 
 
 def standardised(features: Tensor, over: int) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import re
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,30 @@ class ClipReport:
     scale: float
 
 
-class ClipTraining:
+class Resumable(ABC):
+    """A training of a small CLIP that stops between two steps and goes on."""
+
+    step: int
+    random: np.random.Generator
+
+    @abstractmethod
+    def _stateful(self) -> dict[str, Any]:
+        """Its networks, optimizers and schedules by name."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        kept = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {"step": self.step, **kept, "random": json.dumps(self.random.bit_generator.state)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of the same configuration and pictures; raises as `load_state_dict` does."""
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        self.random.bit_generator.state = json.loads(state["random"])
+        self.step = state["step"]
+
+
+class ClipTraining(Resumable):
     """A small CLIP in training: `bridge.model`, made with `trainable=True`, on a data set.
 
     Every step: a random caption of each of `config.batch_size` random images; AdamW, warm-up, cosine to zero.
@@ -177,18 +201,6 @@ class ClipTraining:
             "model": self.bridge.model, "pair_head": self.pair_head, "optimizer": self.optimizer,
             "schedule": self.schedule,
         }  # fmt: skip
-
-    def state(self) -> dict[str, Any]:
-        """Everything needed to go on."""
-        kept = {name: part.state_dict() for name, part in self._stateful().items()}
-        return {"step": self.step, **kept, "random": json.dumps(self.random.bit_generator.state)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state` of the same configuration and data; raises as `load_state_dict` does."""
-        for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
-        self.random.bit_generator.state = json.loads(state["random"])
-        self.step = state["step"]
 
 
 def train_clip(bridge: ClipBridge, data: Source, config: ClipConfig, seed: int = 0) -> Iterator[ClipReport]:
