@@ -1,6 +1,10 @@
 """The table of checkpoints: what is best, what is quoted, and that nothing is measured twice."""
 
+import csv
+import re
 import shutil
+from importlib import resources
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -47,6 +51,25 @@ def test_published_figures():
     assert birds["GALIP (paper)"] == {"fid": 10.08, "clip_similarity": 0.3164}
     assert birds["RATLIP"]["fid"] == 13.28 and published("minibirds") == {}
     assert {len(published(name)) > 3 for name in ("birds", "coco", "faces", "flowers")} == {True}
+
+
+def test_published_figures_say_whose_they_are_and_by_which_protocol():
+    rows = list(csv.DictReader(resources.files("galiplib.evaluation").joinpath("published.csv").open(encoding="utf-8")))
+    assert len({(row["data"], row["model"]) for row in rows}) == len(rows)
+    assert {row["whose"] for row in rows} == {"own", "quoted", "measured"} and all(row["source"] for row in rows)
+    assert {bool(row["protocol"]) == bool(row["fid"]) for row in rows} == {True}
+    elsewhere = {(row["model"].split()[0], row["fid"]) for row in rows if row["protocol"] == "other data"}
+    assert elsewhere == {("AttnGAN", "125.98"), ("DF-GAN", "137.60")}
+
+    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("| | CUB birds |"))
+    for line in lines[head + 2 : head + 8]:  # the README's table quotes the file
+        system, *cells = line.strip("| ").split(" |")
+        for data, cell in zip(("birds", "coco", "flowers", "faces"), cells, strict=False):
+            own = [row for row in rows if row["data"] == data and row["model"].startswith(system.split(",")[0])]
+            measures = ("fid", "inception_score", "clip_similarity")
+            known = {float(row[key]) for row in own for key in measures if row[key]}
+            assert {float(number) for number in re.findall(r"\d*\.\d+", cell)} <= known, line
 
 
 @pytest.mark.slow
