@@ -4,8 +4,8 @@
     python benchmarks/quality.py --candidate model.projected=lite0 train.lr_g=0.002 --steps 500
 
 Training seconds only, of which a slow moment of the machine disturbs both: the Fréchet distance over EfficientNet-Lite2
-(pictures against other real ones, in floors: real against real, as many a side) and the judge's caption accuracy.
-Writes results/quality.json and .png.
+(pictures against other real ones, in floors: real against real, as many a side) and the judge's caption accuracy, a
+curve a seed. Writes results/quality.json and .png.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from galiplib.images import to_images
 from galiplib.training import Optimizers, train
 
 BASE = "mini:galip"
-CANDIDATE = ("model.projected=lite0", "model.energy=4", "train.lr_g=0.002")
+CANDIDATE = ("model.projected=lite0", "model.energy=2", "train.lr_g=0.002")
 INK = {BASE: "tab:gray"}  # the other one is blue
 
 
@@ -88,12 +88,14 @@ def in_turns(configs: dict[str, Config], points: int, pictures: int, device: tor
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Distance and caption accuracy against training seconds."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for name in dict.fromkeys(row["configuration"] for row in rows):
-        own = [row for row in rows if row["configuration"] == name]
+    curves = list(dict.fromkeys((row["configuration"], row["seed"]) for row in rows))
+    for name, seed in curves:
+        own = [row for row in rows if (row["configuration"], row["seed"]) == (name, seed)]
         x = [row["seconds"] for row in own]
         accuracy = [statistics.mean(row["caption_accuracy"].values()) for row in own]
+        label = f"{name}, {own[-1]['step']} steps" if seed == curves[0][1] else None
         for axis, y in zip(axes, ([row["floors"] for row in own], accuracy), strict=True):
-            axis.plot(x, y, "o-", color=INK.get(name, "tab:blue"), label=f"{name}, {own[-1]['step']} steps")
+            axis.plot(x, y, "o-", color=INK.get(name, "tab:blue"), label=label, alpha=0.8, markersize=4)
     axes[0].axhline(1, color="black", linestyle="--", linewidth=1)
     axes[0].text(axes[0].get_xlim()[0], 1.03, " real pictures", va="bottom", fontsize=9)
     axes[0].set(title="Fréchet distance over EfficientNet-Lite2, in floors", yscale="log")
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--candidate", nargs="+", default=list(CANDIDATE), metavar="KEY=VALUE", help="what it changes")
     parser.add_argument("--both", nargs="+", default=[], metavar="KEY=VALUE", help="what both of them change")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training, one after another")
     parser.add_argument("--points", type=int, default=5, help="evaluations of each")
     parser.add_argument("--pictures", type=int, default=500, help="a side of each distance")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -123,16 +126,17 @@ def main() -> None:
     args = parser.parse_args()
     device, both = torch.device(args.device), [*args.both, f"train.max_steps={args.steps}"]
     candidate = f"{BASE} + {', '.join(args.candidate)}"
-    configs = {BASE: load_config(BASE, both), candidate: load_config(BASE, [*both, *args.candidate])}
     record = {"machine": measure.describe(device), "both": both, "pictures_a_side": args.pictures, "rows": []}
     args.out.mkdir(parents=True, exist_ok=True)
-    for row in in_turns(configs, args.points, args.pictures, device):
-        print(json.dumps(row), flush=True)
-        record["rows"].append(row)  # written at once: a stopped benchmark keeps what it has found
-        (args.out / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
-        draw(
-            record["rows"], args.out / "quality.png", f"{args.pictures} pictures a side, one seed; {record['machine']}"
-        )
+    title = f"{args.pictures} pictures a side, seeds {', '.join(map(str, args.seeds))}; {record['machine']}"
+    for seed in args.seeds:
+        seeded = [*both, f"train.seed={seed}"]
+        configs = {BASE: load_config(BASE, seeded), candidate: load_config(BASE, [*seeded, *args.candidate])}
+        for row in in_turns(configs, args.points, args.pictures, device):
+            print(json.dumps(row), flush=True)
+            record["rows"].append({"seed": seed, **row})  # written at once: a stopped benchmark keeps what it has found
+            (args.out / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
+            draw(record["rows"], args.out / "quality.png", title)
 
 
 if __name__ == "__main__":

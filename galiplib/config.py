@@ -88,7 +88,10 @@ class DataConfig(Section):
 class ClipConfig(Section):
     """The frozen CLIP, and how the small one is trained."""
 
-    name: str = Field("mini", description="mini, photos64 (shipped), own (trained first), a file, ViT-B/32, ...")
+    name: str = Field(
+        "mini",
+        description="mini, photos64 (shipped), own (trained first; so if its shape is typed), a file, ViT-B/32, ...",
+    )
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
     taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
     prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")
@@ -300,6 +303,7 @@ class Config(Section):
 # `Config` with a system's own section `model`, by the system
 CONFIGS = {name: pydantic.create_model("Config", __base__=Config, model=(own, own())) for name, own in MODELS.items()}
 SECTIONS = ("data", "clip", "model", "train", "eval")
+SHAPE = {f"clip.{key}" for key in "width layers patch_size embed_dim text_width text_layers context_length".split()}
 YAML = (".yaml", ".yml")
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -343,8 +347,10 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
     pairs = overrides.items() if isinstance(overrides, dict) else [text.split("=", 1) for text in overrides or ()]
     typed = {key.strip(): value for key, value in pairs}
     if typed.get("train.recipe") == "paper":
-        alone = fitting(_laid_over(layers)["system"], {"projected": "", "noise_gain": 1.0})
-        layers.append({"train": PAPER, "model": alone})
+        alone = {"projected": "", "noise_gain": 1.0}
+        layers.append({"train": PAPER, "model": fitting(_laid_over(layers)["system"], alone)})
+    if "clip.name" not in typed and SHAPE.intersection(typed):  # a CLIP that ships has its own
+        layers.append({"clip": {"name": "own"} | ({"stem": ""} if "clip.patch_size" in typed else {})})
     for key in sorted(typed, key="system".__ne__):  # first the one that says what others mean
         section, _, name = key.partition(".")
         layers.append({section: {name: typed[key]} if name else typed[key]})
