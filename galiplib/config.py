@@ -88,10 +88,7 @@ class DataConfig(Section):
 class ClipConfig(Section):
     """The frozen CLIP, and how the small one is trained."""
 
-    name: str = Field(
-        "mini",
-        description="mini, photos64 (shipped), own (trained first; so if its shape is typed), a file, ViT-B/32, ...",
-    )
+    name: str = Field("mini", description="mini, photos64 (shipped), own (or by its shape), a file, ViT-B/32, ...")
     convention: Literal["clip", "reference"] = Field("clip", description="how images enter CLIP")
     taps: tuple[int, ...] | None = Field(None, description="tapped image blocks, 0-based; default: GALIP's, scaled")
     prompt_layers: int | None = Field(None, ge=1, description="blocks with a prompt token; default: GALIP's, scaled")

@@ -165,3 +165,13 @@ def test_unknown_section():
 
 def test_every_key_has_a_description():
     assert all(valid_keys().values())
+
+
+def test_a_small_clip_of_another_shape_is_ones_own():
+    """What was typed counts: a CLIP that ships keeps its shape, so a run with another trains its own."""
+    assert load_config("birds_lite").clip.name == "photos64"
+    assert load_config("birds_lite", {"clip.max_steps": 5}).clip.name == "photos64"  # of `galip train-clip`
+    own = load_config("birds_lite", {"clip.layers": 2}).clip
+    assert (own.name, own.layers, own.stem) == ("own", 2, "lite0")
+    assert load_config("birds_lite", {"clip.patch_size": 32}).clip.stem == ""  # the stem's patches are 8 pixels
+    assert load_config("birds_lite", {"clip.layers": 4, "clip.name": "photos64"}).clip.name == "photos64"

@@ -3,8 +3,7 @@
 Generator: noise and caption -> fusion blocks -> frozen CLIP with prompts -> generator blocks -> picture (sec. 3.2).
 Discriminator: the tapped layers of the frozen CLIP, collected, and a head that compares with the caption (sec. 3.1).
 
-Shapes: B images, E sentence width, Z noise length, C condition width, W width of the CLIP vision transformer, g its
-patch grid.
+Shapes: B images, E sentence width, Z noise length, C condition width, W width of CLIP's image encoder, g its grid.
 """
 
 from __future__ import annotations
