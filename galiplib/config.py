@@ -204,15 +204,9 @@ class LafiteConfig(ModelConfig):
 
 # the systems by name -> their section `model`
 MODELS: dict[str, type[ModelConfig]] = {
-    "galip": GalipConfig,
-    "ratlip": RatlipConfig,
-    "residual": PictureConfig,
-    "features": FeaturesConfig,
-    "dfgan": DfganConfig,
-    "ratgan": RatganConfig,
-    "attngan": AttnganConfig,
-    "lafite": LafiteConfig,
-}
+    "galip": GalipConfig, "ratlip": RatlipConfig, "residual": PictureConfig, "features": FeaturesConfig,
+    "dfgan": DfganConfig, "ratgan": RatganConfig, "attngan": AttnganConfig, "lafite": LafiteConfig,
+}  # fmt: skip
 
 
 class TrainConfig(Section):
@@ -377,7 +371,13 @@ def _read(profile: str) -> dict[str, Any]:
     path = PROFILES / f"{profile}.yaml" if profile in profiles() else Path(profile)
     if path.suffix not in YAML or not path.is_file():
         raise ConfigError(f"unknown profile {profile!r}: one of {', '.join(profiles())}, or the path of a .yaml file")
-    return yaml.load(path.read_text(), AsTyped) or {}
+    try:
+        content = yaml.load(path.read_bytes(), AsTyped) or {}  # it decodes UTF-16 too
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no sections (data:, model:, train:, ...) but a {type(content).__name__}")
+    return content
 
 
 def build_config(values: dict[str, Any]) -> Config:

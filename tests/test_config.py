@@ -175,3 +175,18 @@ def test_a_small_clip_of_another_shape_is_ones_own():
     assert (own.name, own.layers, own.stem) == ("own", 2, "lite0")
     assert load_config("birds_lite", {"clip.patch_size": 32}).clip.stem == ""  # the stem's patches are 8 pixels
     assert load_config("birds_lite", {"clip.layers": 4, "clip.name": "photos64"}).clip.name == "photos64"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"data: [1\nname: {", "no YAML"),
+        (b"data:\n  name: caf\xe9\n", "no YAML.*unacceptable|no YAML.*invalid"),
+        (b"- mini\n- birds\n", "no sections .* but a list"),
+    ],
+)
+def test_a_profile_that_cannot_be_read(tmp_path, content, said):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"own\.yaml.*({said})"):
+        load_config(str(path))
