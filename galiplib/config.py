@@ -1,7 +1,7 @@
 """Typed configuration: one section per concern, named profiles, explicit overrides.
 
-Precedence: defaults < profile YAML < its variant, if one is named (`birds:ratlip`) < override; the override
-`train.recipe=paper` stands for the authors' settings and comes before the other overrides.
+Precedence: defaults < profile YAML, before it its `base`, another profile < its variant, if one is named
+(`birds:ratlip`) < override; first of these `train.recipe=paper`, which stands for the authors' settings.
 `system` names the GAN, and what the section `model` holds: each system has its own, with its paper's defaults. Keys of
 one name mean the same in all: where a variant or override names another system, it keeps the settings that it knows.
 """
@@ -142,8 +142,7 @@ class RatlipConfig(GalipConfig):
     @pydantic.model_validator(mode="after")
     def _parts_fit(self) -> RatlipConfig:
         if self.attention and (self.channels % 2 or self.code_channels % 2):
-            given = f"{self.channels} and {self.code_channels}"
-            raise ValueError(f"model.attention needs even model.channels and model.code_channels, not {given}")
+            raise ValueError("model.attention needs an even number of model.channels and model.code_channels each")
         return self
 
 
@@ -217,6 +216,7 @@ class TrainConfig(Section):
     batch_size: int = Field(32, ge=2, description="images a step")
     lr_g: float = Field(1e-4, gt=0, description="Adam's learning rate, generator")
     lr_d: float = Field(4e-4, gt=0, description="Adam's learning rate, discriminator and head")
+    warm_up: int = Field(0, ge=0, description="first steps, in which the generator keeps its weights; for --from")
     clip_weight: float = Field(4.0, ge=0, description="weight of the CLIP similarity in the generator's loss")
     range_weight: float = Field(1.0, ge=0, description="stable: weight of pixels beyond [-1, 1] in generator's loss")
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")
@@ -329,10 +329,12 @@ def load_config(profile: str = "mini", overrides: dict[str, Any] | list[str] | N
         base, variant = profile, ""
     content, called = _read(base), Path(base).stem
     known, layers = content.pop("variants", {}), [content]
+    if "base" in content:
+        layers.insert(0, load_config(content.pop("base")).model_dump(exclude_unset=True, exclude={"profile"}))
     if base != profile:
         if variant not in known:
             raise ConfigError(f"profile {called} has no variant {variant!r}: {', '.join(known) or 'none at all'}")
-        layers, called = [content, known[variant]], f"{called}:{variant}"
+        layers, called = [*layers, known[variant]], f"{called}:{variant}"
     if bare := [text for text in overrides or () if isinstance(overrides, list) and "=" not in text]:
         raise ConfigError(f"{bare[0]!r} is not of the form key=value, such as train.max_steps=100")
     pairs = overrides.items() if isinstance(overrides, dict) else [text.split("=", 1) for text in overrides or ()]

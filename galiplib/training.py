@@ -65,8 +65,8 @@ class Optimizers:
             left = min(1.0, (config.max_steps - step + 1) / (config.decay_fraction * config.max_steps))
         for role, optimizer in self.adam.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.rates[role] * left
-        return self.rates["generator"] * left
+                group["lr"] = self.rates[role] * left * (role == "discriminator" or step > config.warm_up)
+        return self.adam["generator"].param_groups[0]["lr"]
 
 
 class Worker:
