@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .clip.bridge import CLIP, ClipBridge
 from .clip.damsm import WORDS
 from .clip.damsm_files import ELSEWHERE, DamsmBridge, load_damsm
-from .clip.files import load_clip
+from .clip.files import SHIPPED, load_clip
 from .config import Config, ConfigError, GalipConfig
 from .data import SPLITS, EmptySplit
 from .data.batches import Source
@@ -63,7 +63,7 @@ def context_of(config: Config) -> int:
     """How many tokens the CLIP of a configuration reads, begin and end among them; OpenAI's need not be there."""
     if config.clip.name == "own":
         return config.clip.context_length
-    small = config.clip.name == "mini" or config.clip.name.endswith(".safetensors")
+    small = config.clip.name in SHIPPED or config.clip.name.endswith(".safetensors")
     return load_clip(config.clip.name).context_length if small else 77
 
 

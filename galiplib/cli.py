@@ -123,6 +123,7 @@ def train_damsm(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train GALIP in a run folder, or go on with the one that is there; --export also writes its generator."""
+    args.set = [*args.set, f"train.start={args.start}"] if args.start else args.set
     config = configure(args)
     out = args.out or Path("outputs") / config.folder / "train"
     if args.export:
@@ -186,12 +187,12 @@ def data(args: argparse.Namespace) -> None:
     """Say what a data set holds: counts, sizes, captions, what had to be left out; --sheet draws some of it."""
     if args.sheet:
         files.check_target(args.sheet, ".png", force=args.force)
-    lite = build.context_of(configs.load_config("birds_lite"))
-    contexts = {77: "OpenAI's CLIPs", lite: "a CLIP of one's own, profile birds_lite"}
-    if args.profile or args.set:
-        profile = args.profile or "mini"
-        contexts = {build.context_of(configs.load_config(profile, args.set)): f"the CLIP of profile {profile}"}
-    found = datasets.describe(args.name, args.folder, sheet=args.sheet, check=args.check, contexts=contexts)
+    own = configs.load_config(args.profile or ("mini" if args.set else "birds_lite"), args.set)
+    contexts = {build.context_of(own): f"the CLIP of profile {own.profile}"}
+    if not (args.profile or args.set):
+        contexts = {77: "OpenAI's CLIPs", **contexts}
+    looks = {"sheet": args.sheet, "check": args.check, "contexts": contexts, "side": own.data.image_size}
+    found = datasets.describe(args.name, args.folder, **looks)
     tested = found["splits"].get("test", {"pictures": 0, "captions": 0})
     if lacks := evaluation.beyond(tested["pictures"], tested["captions"]):
         print(f"\ntoo few for testing, {tested['pictures']:,} pictures, to measure {lacks}")
@@ -341,6 +342,7 @@ DRAWING: list[Option] = [
 COMMANDS: dict[str, tuple[Any, list[Option]]] = {
     "train": (train, [
         *CONFIG, DEVICE, ("--out", Path, "run folder; by default outputs/<profile>/train"),
+        ("--from", str, "the generator to begin with, as train.start", {"dest": "start", "metavar": "WEIGHTS"}),
         ("--allow-changes", bool, "go on with another configuration than before"),
         ("--export", Path, "also write the measured generator here, as .safetensors"), FORCE,
     ]),

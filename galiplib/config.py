@@ -26,6 +26,7 @@ class ConfigError(ValueError):
 
 
 NUMBER = re.compile(r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]{1,2})?")
+Precision = Literal["auto", "fp32", "bf16"]
 RIGHT = {int: "a whole number", float: "a decimal number", bool: "true or false", NoneType: "none"}
 
 
@@ -67,9 +68,6 @@ class Section(BaseModel):
     @classmethod
     def _as_typed(cls, value: Any, info: Any) -> Any:
         return read_value(value, cls.model_fields[info.field_name].annotation)
-
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 class DataConfig(Section):
@@ -142,7 +140,8 @@ class RatlipConfig(GalipConfig):
     @pydantic.model_validator(mode="after")
     def _parts_fit(self) -> RatlipConfig:
         if self.attention and (self.channels % 2 or self.code_channels % 2):
-            raise ValueError("model.attention needs an even number of model.channels and model.code_channels each")
+            given = f"{self.channels} and {self.code_channels}"
+            raise ValueError(f"model.attention needs even model.channels and model.code_channels, not {given}")
         return self
 
 
@@ -216,7 +215,8 @@ class TrainConfig(Section):
     batch_size: int = Field(32, ge=2, description="images a step")
     lr_g: float = Field(1e-4, gt=0, description="Adam's learning rate, generator")
     lr_d: float = Field(4e-4, gt=0, description="Adam's learning rate, discriminator and head")
-    warm_up: int = Field(0, ge=0, description="first steps, in which the generator keeps its weights; for --from")
+    start: str | None = Field(None, description="a generator to begin with: birds64, a run folder, a .safetensors")
+    warm_up: int = Field(0, ge=0, description="first steps, in which the generator keeps its weights; for start")
     clip_weight: float = Field(4.0, ge=0, description="weight of the CLIP similarity in the generator's loss")
     range_weight: float = Field(1.0, ge=0, description="stable: weight of pixels beyond [-1, 1] in generator's loss")
     penalty_weight: float = Field(2.0, ge=0, description="k of the matching-aware gradient penalty")

@@ -54,6 +54,18 @@ def test_what_was_recorded_before_systems_had_names():
     assert recorded_config(config.model_dump()) == config
 
 
+def test_a_profile_begins_with_its_base(tmp_path):
+    birds, flowers = load_config("birds_lite"), load_config("flowers_lite")
+    assert set(changed(flowers, birds)) == {"data.name", "train.max_steps"} and flowers.profile == "flowers_lite"
+    path = tmp_path / "own.yaml"
+    path.write_text("base: mini:ratlip\ntrain: {max_steps: 5}\nvariants: {fast: {train: {max_steps: 3}}}\n")
+    assert changed(load_config(f"{path}:fast"), load_config("mini:ratlip"))["train.max_steps"][1] == 3
+    assert load_config(str(path)).system == "ratlip"
+    path.write_text("base: bird_lite\n")
+    with pytest.raises(ConfigError, match="unknown profile 'bird_lite'"):
+        load_config(str(path))
+
+
 def test_own_profile_with_a_variant(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("train: {max_steps: 5}\nvariants: {fast: {train: {max_steps: 3}}}\n")

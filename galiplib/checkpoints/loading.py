@@ -93,6 +93,17 @@ def load_discriminator(
     return discriminator, _filled(head, "head", path, content, device)
 
 
+def generator_config(path: str | Path) -> Config:
+    """What a generator of ours was trained by; a run's own CLIP is named by its file.
+
+    Raises WeightsError as `load_generator`, and for a file of GALIP's or RATLIP's authors, which doesn't say.
+    """
+    path, content = _read(path)
+    if is_reference(content):
+        raise WeightsError(f"{path} is its authors' and doesn't say what it was trained by: right would be one of ours")
+    return _made_by(path, content)
+
+
 def generator_record(path: str | Path = "mini") -> dict[str, Any]:
     """How a generator, shipped or exported, was made: configuration, steps, and what `Run.export` was told."""
     return load_weights(SHIPPED.get(str(path), path), KIND)[1]
@@ -169,8 +180,13 @@ def _around(
     path: Path, content: dict[str, Any], clip_model: CLIP | DamsmBridge | None, device: str | torch.device
 ) -> tuple[ClipBridge, Config]:
     """The CLIP that the networks of a checkpoint or export of ours are made around, and their configuration."""
-    config, run = recorded_config(content["config"]), path.parent.parent if path.parent.name == FOLDER else path.parent
-    return make_bridge(with_own_clip(config, run), device, clip_model), config
+    return make_bridge(_made_by(path, content), device, clip_model), recorded_config(content["config"])
+
+
+def _made_by(path: Path, content: dict[str, Any]) -> Config:
+    """The configuration in a checkpoint or export of ours; if the CLIP is the run's own, with the file that it is."""
+    run = path.parent.parent if path.parent.name == FOLDER else path.parent
+    return with_own_clip(recorded_config(content["config"]), run)
 
 
 def _filled(module: Network, name: str, path: Path, content: dict[str, Any], device: str | torch.device) -> Network:

@@ -57,6 +57,10 @@ class Source:
         """A short hash that tells these pictures and captions from others, without opening each; here the captions'."""
         return digest_of("\n".join(texts) for texts in self.captions)
 
+    def smaller(self, side: int) -> int:
+        """How many pictures have fewer pixels than `side` across or down, where that is known."""
+        return 0
+
     def pixels(self, rows: Sequence[int] | np.ndarray, random: np.random.Generator | None = None) -> Pixels:
         """Row numbers (B,) -> pictures; `random` draws crops and flips, `DRAWS` numbers a picture in their order."""
         raise NotImplementedError

@@ -221,7 +221,7 @@ def _is_cut(caption: str, context_length: int) -> bool:
 def describe(
     name: str, folder: str | Path | None = None, splits: Sequence[str] = SPLITS, image_size: int = 128,
     sheet: str | Path | None = None, check: bool = False, progress: bool = True, context_length: int = 77,
-    contexts: Mapping[int, str] | None = None,
+    contexts: Mapping[int, str] | None = None, side: int = 64,
 ) -> dict[str, Any]:  # fmt: skip
     """Print what a data set holds, and draw a sheet of its pictures with a caption each.
 
@@ -232,6 +232,7 @@ def describe(
         sheet: the .png to write the sheet to; by default none is written.
         check: also decode every picture, which takes a while.
         contexts: tokens that CLIPs read -> which these are; by default `context_length`.
+        side: of pictures to draw, pixels; how many are smaller is said.
 
     Returns {"name", "folder", "splits": {split: numbers}, "sheet": the picture}; all but the sheet fits JSON.
     """
@@ -250,7 +251,8 @@ def describe(
     print(f"{name} in {opened[0].folder}")
     numbers = {photos.split: data_summary.numbers(photos) for photos in opened}
     for photos in opened:
-        data_summary.print_numbers(photos, numbers[photos.split], contexts or {context_length: "what CLIP reads"})
+        whose = contexts or {context_length: "what CLIP reads"}
+        data_summary.print_numbers(photos, numbers[photos.split], whose, side)
     for none in empty:
         print(f"\n{none}")
     if sheet is not None:

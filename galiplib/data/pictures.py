@@ -69,6 +69,17 @@ class Photos(Source):
         """The rows that have not turned out undecodable so far."""
         return [row for row in range(len(self)) if row not in self._bad_rows]
 
+    def smaller(self, side: int) -> int:
+        """How many pictures have fewer pixels than `side` across or down, of those with a box what is cut out."""
+        asked = "SELECT x, y, w, h, width, height FROM pictures WHERE row >= ? AND row < ? AND width IS NOT NULL"
+        count = 0
+        for *box, width, height in self.index.query(asked, self.first, self.first + len(self)):
+            left, top, right, bottom = (0, 0, width, height)
+            if box[0] is not None:
+                left, top, right, bottom = square_around(tuple(box), (width, height), self.folder)
+            count += min(right - left, bottom - top) < side
+        return count
+
     def picture(self, row: int) -> Image.Image:
         """A picture as RGB, cropped to its box if it has one, in full resolution; raises DataError naming the file."""
         item = self.items[row]

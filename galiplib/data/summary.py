@@ -61,8 +61,8 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"min": min(values), "median": float(np.median(values)), "max": max(values)}
 
 
-def print_numbers(photos: Photos, values: Mapping[str, Any], contexts: Mapping[int, str]) -> None:
-    """Print what `numbers` found, and what is cut by contexts of so many tokens, with whose they are."""
+def print_numbers(photos: Photos, values: Mapping[str, Any], contexts: Mapping[int, str], side: int) -> None:
+    """Print what `numbers` found, what is cut by contexts of so many tokens, with whose they are, what is too small."""
     texts = [text for row in photos.good_rows for text in photos.captions[row]]
     spread = "{min} to {max}, median {median:g}"
     size = {key: "x".join(map(str, value)) for key, value in values["size"].items()}
@@ -73,6 +73,7 @@ def print_numbers(photos: Photos, values: Mapping[str, Any], contexts: Mapping[i
         "frequent words": ", ".join(values["frequent_words"]),
         **{f"longer than {n} tokens": f"{cut_captions(texts, n)} ({whose})" for n, whose in contexts.items()},
         "size of pictures": f"median {size['median']}, smallest {size['smallest']}, largest {size['largest']}",
+        f"smaller than {side} px": f"{photos.smaller(side):,}, to be enlarged",
         "modes": ", ".join(f"{mode} {count:,}" for mode, count in values["modes"].items()),
         "left out": ", ".join(f"{len(n):,} {reason}{_named(n)}" for reason, n in photos.left_out.items()) or "none",
     }

@@ -1,4 +1,8 @@
-"""Which generator to begin with: of those at hand the one whose pictures look most real, as far as it was measured."""
+"""Which generator to begin with.
+
+To draw: of those at hand the one whose pictures look most real, as far as it was measured. To train: what `train.start`
+names, if it fits.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.loading import generator_record
+from ..checkpoints.loading import generator_config, generator_record, load_generator
 from ..checkpoints.store import Checkpoints, find_checkpoints
+from ..config import Config, ConfigError, changed
+from ..data import DataError
 from ..files import WeightsError, load_torch
+from ..system import System
 from .log import read_lines
 
 SHIPPED = "mini"  # what `load_generator` calls the weights in the package
+CLIP = ("clip.name", "clip.convention", "clip.taps", "clip.prompt_layers", "clip.damsm")  # what decides which it is
+JUDGING = ("model.disc_channels", "model.head_channels", "model.projected", "model.energy")  # of discriminators only
 
 
 def best_at_hand(out: str | Path = "outputs", profile: str = "mini") -> tuple[str, dict[str, float]]:
@@ -62,3 +71,30 @@ def _recorded(run: Path, profile: str) -> dict[Path, float]:
     with suppress(WeightsError):  # there is none, or it is damaged
         found[kept.best] = lines.get(load_torch(kept.best)["step"], math.inf)
     return {path: floors for path, floors in found.items() if floors < math.inf}
+
+
+def check_start(config: Config, pictures: int) -> None:
+    """Whether a training on so many pictures can begin with the generator that `train.start` names.
+
+    Raises:
+        WeightsError: if there is none, or it doesn't say how it was trained.
+        ConfigError: for another system, CLIP or generator than the configuration's; names the keys.
+        DataError: for fewer than two pictures: no caption could be another picture's.
+    """
+    start, other = str(config.train.start), []
+    for key, (there, here) in changed(config, generator_config(start)).items():
+        if key in ("system", *CLIP) or (key.startswith("model.") and not key.startswith(JUDGING)):
+            other.append(f"{key} ({there!r} there, {here!r} here)")
+    if other:
+        raise ConfigError(
+            f"train.start = {start} is another generator than this training's: {', '.join(other)}. Set these keys to "
+            "what they are there, or leave train.start out to begin anew"
+        )
+    if pictures < 2:
+        raise DataError(f"{pictures} training picture is too few to go on from {start}: it takes 2, better 100 or more")
+
+
+def begin(config: Config, system: System) -> None:
+    """Give the generator and its average the weights that `train.start` names; discriminators begin anew."""
+    system.averaged().load_state_dict(load_generator(str(config.train.start)).state_dict())
+    system.start_average()

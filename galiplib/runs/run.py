@@ -49,6 +49,7 @@ from ..files import WeightsError, check_folder, is_ours, save_weights, write_jso
 from ..images import TooFew, contact_sheet, save_png
 from ..sampling.sample import sample
 from ..training import Optimizers, StepReport, train
+from .choice import begin, check_start
 from .guards import Guard, TrainingFailed
 from .interrupts import Stopped, StopSignals
 from .log import NoLog, RunLog, read_lines
@@ -107,7 +108,8 @@ class Run:
 
     Raises:
         ConfigError: if the folder holds a run of another configuration, naming the keys, or of other data; if a batch
-            can't be shared evenly by the processes, or these have different configurations, data or folders.
+            can't be shared evenly by the processes, or these have different configurations, data or folders; if
+            `train.start` names another generator (`choice.check_start`).
         WeightsError: if no checkpoint is whole; of a damaged one a warning tells, and the one before is used.
         ProcessLost: if another of several processes is gone or silent.
         OSError: if the folder can't be written; names it.
@@ -131,6 +133,8 @@ class Run:
             check_batch(config.train.batch_size, config.train.accumulate, self.workers.size)
             keys = self._compare(allow_changes)
             with same_failure():
+                if config.train.start and not self.checkpoints.numbered():
+                    check_start(config, len(self.source))
                 if learns := self._lacks_clip(allow_changes):  # does all fit? Better known before minutes of training
                     model = new_clip(clip_geometry(config.clip, config.data), [0, 1])
                     make_system(make_bridge(config, clip_model=model), config)
@@ -151,6 +155,8 @@ class Run:
                     self._restore(state)
                     if not self.finished:
                         self._check_data(state.get("data"), allow_changes)
+                elif config.train.start:
+                    begin(config, self.system)
             self.workers.agree(step=self.step)
 
     def _build(self) -> None:
@@ -276,6 +282,9 @@ class Run:
             if self.config.clip.damsm is None and workers.leads:  # which chooses among the words
                 known = getattr(self.bridge.model, "vocabulary", None)
                 say_cut(data.source.captions, self.bridge.context_length, known)
+            if workers.leads and (smaller := data.source.smaller(self.config.data.image_size)):
+                said = f"{smaller:,} of the {len(data):,} training pictures are smaller than the picture to draw"
+                warnings.warn(f"{said}, {self.config.data.image_size} px: enlarged, they teach blur", stacklevel=3)
             if settings.batch_size > len(data) and workers.leads:
                 said = f"train.batch_size = {settings.batch_size} is more than the {len(data)} training pictures"
                 warnings.warn(f"{said}: a step shows them several times", stacklevel=3)
