@@ -101,8 +101,7 @@ def train_step(
     whole, for a second forward pass; but for batch norm, which knows the parts only, and sees each twice.
     A loss or gradient that is not finite leaves the networks that it was meant for as they are (recipe stable).
     """
-    workers = workers or Worker()
-    started, rate = time.perf_counter(), optimizers.set_rates(step)
+    workers, started, rate = workers or Worker(), time.perf_counter(), optimizers.set_rates(step)
     parts = batch.split(config.accumulate)
     steps = [Step(step, len(parts)) for _ in parts]
     noted: dict[str, Tensor] = {}
@@ -169,6 +168,5 @@ def train(
     own = (workers or Worker()).part(size)
     for step in range(start + 1, config.max_steps + 1):
         images, *text = batch_of(step, size, seed, own)
-        noise = system.draw(size, partial(random_of, seed, step=step))
-        batch = Batch(images, Text(*text), noise).share(own, images)
+        batch = Batch(images, Text(*text), system.draw(size, partial(random_of, seed, step=step))).share(own, images)
         yield train_step(system, optimizers, batch, config, step, workers)
