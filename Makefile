@@ -2,15 +2,17 @@
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= logical
+HOST ?= 127.0.0.1
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.site
 # bytecode is written, or every kernel and test process would compile the libraries anew
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo course test lab app board bench lint clean
+.PHONY: help setup demo course test lab app board bench site lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -26,8 +28,8 @@ course: $(STAMP)  ## run all notebooks in order (ARGS="02 03" for some of them)
 test: $(STAMP)  ## run the tests, a process a core, four at most (ARGS="-m 'not slow'" for the fast ones, WORKERS=0 for one process)
 	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(ARGS)
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(ARGS)
+lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only (HOST=0.0.0.0: from others, too)
+	$(BIN)/jupyter lab --ServerApp.ip=$(HOST) --ServerApp.root_dir=notebooks $(ARGS)
 
 app: $(STAMP)  ## the sampling panel as a web page, on this machine only (ARGS="--port 8877")
 	$(PY) -m galiplib.panel.app $(ARGS)
@@ -43,6 +45,9 @@ bench: $(STAMP)  ## time training and sampling beside the authors' way (tables a
 	$(PY) benchmarks/attention.py
 	$(PY) benchmarks/growth.py
 
+site: $(SITE_STAMP)  ## the course as a web site in build/site/html; runs what was not (ARGS="--small": at a small size, "--as-is": nothing)
+	$(PY) site/make_site.py $(ARGS)
+
 lint: $(STAMP)  ## check style and types of the code, and that the notebooks carry no outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +62,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --python $(PY) -c constraints.txt -e '.[all]'
+	touch $@
+
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/uv pip install --python $(PY) -c constraints.txt -e '.[site]'
 	touch $@
