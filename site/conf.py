@@ -15,6 +15,9 @@ smartquotes = False  # quotes belong to values
 
 html_theme = "furo"
 html_title = project
+templates_path = ["templates"]
+parts = ["sidebar/brand", "sidebar/search", "draw", "sidebar/scroll-start", "sidebar/navigation", "sidebar/scroll-end"]
+html_sidebars = {"**": [f"{part}.html" for part in parts]}
 html_static_path = ["assets"]
 html_css_files = ["site.css"]
 html_favicon = "assets/icon.svg"

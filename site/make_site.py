@@ -34,13 +34,7 @@ SMALL = dict(  # for notebooks that are run at a small size
     train_size=1000, clip_steps=40, measure_birds=60, measured=100, train_steps=40, eval_images=100, compare_images=100,
     minute_steps=5, steps=20, seeds=1, rounds=2, tune_steps=10, look_steps=10,
 )  # fmt: skip
-DRAW = """# Draw
-
-The shipped generators, in your browser: captions stay on this machine.
-
-<iframe class="draw" src="draw/index.html" title="A caption field, and the pictures drawn of it"></iframe>
-<p><a href="draw/index.html">The same on a page of its own</a></p>
-"""
+DRAW = '<p><a class="draw" href="draw/index.html">Draw in your browser</a></p>'
 LIVE = "<p>Here stands a panel that needs a running kernel: <code>make lab</code> or <code>make app</code>.</p>"
 
 
@@ -180,14 +174,13 @@ def language(path: Path) -> str:
 
 
 def gather(folder: Path, books: list[runner.Notebook], outputs: list[Path], draws: bool) -> None:
-    """Writes all pages into an empty `folder`; `draws`: among them one for the page that draws."""
-    pages = Pages(folder, {Path(name) for name in ("index.md", "draw.md", *LIBRARY, *MORE)})
+    """Writes all pages into an empty `folder`; `draws`: the first one leads to the page that draws."""
+    pages = Pages(folder, {Path(name) for name in ("index.md", *LIBRARY, *MORE)})
     course = [f"{book.path.name[:2]} {book.title} <notebooks/{book.path.stem}>" for book in books]
-    if draws:
-        pages.write(Path("draw.md"), DRAW)
-        course.insert(0, "draw")
     parts = {"The course": course, "The library": ["api", *LIBRARY], "More": MORE}
     index = pages.linked((ROOT / "README.md").read_text(encoding="utf-8"), Path())
+    if draws:
+        index = index.replace("\n\n", f"\n\n{DRAW}\n\n", 1)  # below the title
     pages.write(Path("index.md"), index + "".join(contents(*part) for part in parts.items()))
     shutil.copy(SITE / "api.rst", folder)
     for name in (*LIBRARY, *MORE):
@@ -213,13 +206,6 @@ def contents(caption: str, entries: list[str]) -> str:
 # ---------------------------------------------------------------- building
 
 
-def make_drawing_page(folder: Path) -> bool:
-    """Builds the page that draws into `folder`; without npm there is none, as its builder says."""
-    return (
-        subprocess.run([sys.executable, SITE / "page" / "build.py", folder, "--home", "../index.html"]).returncode == 0
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 1 if a notebook fails, Sphinx warns or a link leads nowhere."""
     parser = argparse.ArgumentParser(description="Build the course's site.")
@@ -238,23 +224,30 @@ def main(argv: list[str] | None = None) -> int:
     except (runner.CourseError, runner.NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for folder in ("pages", "html", "draw"):
+    site, built = OUT / "html", OUT / "new"  # whole, or the one before stays
+    for folder in ("pages", "new", "draw"):
         shutil.rmtree(OUT / folder, ignore_errors=True)
-    draws = make_drawing_page(OUT / "draw")
+    page = [sys.executable, SITE / "page" / "make_page.py", OUT / "draw", "--home", "../index.html"]
+    draws = subprocess.run(page).returncode == 0  # without npm there is none, as it says
     gather(OUT / "pages", books, folders, draws)
     options = ["-W", "--keep-going", "-q", "-c", str(SITE), "-d", str(OUT / "doctrees")]
-    if sphinx([*options, str(OUT / "pages"), str(OUT / "html")]):
+    options += ["-A", "draws=1"] if draws else []
+    print("setting the pages ..." if draws else "setting the pages, without the one that draws ...", flush=True)
+    if sphinx([*options, str(OUT / "pages"), str(built)]):
         return 1
     if draws:
-        shutil.copytree(OUT / "draw", OUT / "html" / "draw")
-    else:
-        print("the site has no page that draws")
-    said, links, pages = faults(OUT / "html")
-    print("\n".join(said), end="\n" if said else "", file=sys.stderr)
-    size = sum(file.stat().st_size for file in (OUT / "html").rglob("*") if file.is_file()) / 1e6
-    print(f"{OUT / 'html' / 'index.html'}: {pages} pages, {links} links and files looked at, {len(said)} lead nowhere, "
-          f"{size:.1f} MB, {time.perf_counter() - start:.0f} s")  # fmt: skip
-    return 1 if said else 0
+        (OUT / "draw").rename(built / "draw")
+    said, links, pages = faults(built)
+    if said:
+        print("\n".join(said), file=sys.stderr)
+        return 1
+    shutil.rmtree(site, ignore_errors=True)
+    built.rename(site)
+    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) / 1e6
+    print(f"{site}: {pages} pages, {size:.1f} MB; {links} links and files looked at, all there; "
+          f"{time.perf_counter() - start:.0f} s")  # fmt: skip
+    print(f"python -m http.server --directory {site}")
+    return 0
 
 
 if __name__ == "__main__":
