@@ -129,10 +129,11 @@ class Pages:
         self.folder, self.listed = folder, listed  # those of the table of contents
         self.placed: set[Path] = set()
 
-    def write(self, path: Path, text: str) -> None:
+    def write(self, path: Path, text: str, more: str = "") -> None:
+        """Write a page, with `more` of Sphinx's file-wide metadata."""
         page = self.folder / path
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text if path in self.listed else f"---\norphan: true\n---\n{text}", encoding="utf-8")
+        page.write_text(text if path in self.listed else f"---\norphan: true\n{more}---\n{text}", encoding="utf-8")
 
     def linked(self, text: str, folder: Path) -> str:
         """The text of a page in `folder` with links to pages of this site; what they lead to is placed, too."""
@@ -161,7 +162,7 @@ class Pages:
                 shutil.copy(source, self.folder / path)
                 if shown_as_text:
                     include = f"```{{literalinclude}} {path.name}\n:language: {language(path)}\n:linenos:\n```\n"
-                    self.write(page, f"# {path}\n\n{include}")
+                    self.write(page, f"# {path}\n\n{include}", "nosearch: true\n")  # words are looked for in texts
         return ".md" if shown_as_text else ""
 
 
