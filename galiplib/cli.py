@@ -164,6 +164,9 @@ def evaluate(args: argparse.Namespace) -> None:
         generator = load(args)
         found = evaluation.measure_generator(generator, generator.bridge, config).record()
         results = {"weights": str(args.weights), **found}
+        if args.nearest:
+            near = evaluation.nearest_training(generator, build.make_data(config), args.nearest, config.eval.seed)
+            results["nearest_training"] = near
     print(json.dumps(results, indent=2))
     if args.out:
         files.write_json(args.out / "results.json", results)
@@ -384,6 +387,7 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
     "evaluate": (evaluate, [
         *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, FORCE, ("--out", Path, "folder for results.json"),
         ("--pictures", Path, "a folder of pictures instead, with manifest.jsonl for captions"),
+        ("--nearest", int, "pictures to compare with all photographs of the training", {"default": 0, "metavar": "N"}),
     ]),
     "compare": (compare, [
         *CONFIG, CLIP, DAMSM, DEVICE, FORCE, ("weights", str, WEIGHTS_HELP, {"nargs": "+"}),

@@ -14,7 +14,9 @@ from galiplib.data import minibirds
 from galiplib.data.colours import NAMES
 from galiplib.data.datasets import open_dataset
 from galiplib.evaluation import evaluate, photographs
-from galiplib.evaluation.photographs import BIRDS, bird_share, colour_following
+from galiplib.evaluation.photographs import BIRDS, bird_share, colour_following, nearest_training
+from galiplib.images import to_images
+from galiplib.system import TextToImage
 
 
 def test_the_share_of_birds_is_that_of_59_classes():
@@ -74,6 +76,22 @@ def test_an_evaluation_of_photographs_says_all_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "BIRDS", range(1000))
     found = measure().record()
     assert found["bird_share"] == found["bird_share_real"] == 1
+
+
+def test_what_is_learned_by_heart_lies_nearer_than_photographs_to_each_other(tmp_path):
+    minibirds.write_cub(tmp_path / "birds", {"train": 12, "test": 4}, size=64)
+    data = open_dataset("birds", tmp_path / "birds", "train", 64, progress=False)
+    bridge = make_bridge(load_config("birds_lite"))
+
+    class ByHeart(TextToImage):
+        noise_dim, image_size, next = 1, 64, 0
+
+        def forward(self, noise, sentence):
+            return to_images(data.pixels([0, 11])[0]) + 0.002 * torch.randn(2, 3, 64, 64)
+
+    found = nearest_training(ByHeart(bridge), data, 2, progress=False)
+    assert len(found["generated"]) == 2 and max(found["generated"]) < 0.5 * found["photographs"]["least"]
+    assert found["photographs"]["least"] <= found["photographs"]["5%"] <= found["photographs"]["50%"]
 
 
 def test_the_generator_of_birds_ships_with_its_record():
