@@ -341,3 +341,22 @@ def test_exercise_energy_score():
     ):
         with pytest.raises(checks.CheckFailed, match=message):
             checks.check_energy_score(fn)
+
+
+def test_exercise_nearest():
+    def apart(features, among):
+        distances = torch.cdist(features, among, compute_mode="donot_use_mm_for_euclid_dist")
+        return distances.where(distances > 0, torch.inf)
+
+    assert checks.check_nearest(lambda features, among: None) == checks.NOT_TRIED
+    assert checks.check_nearest(lambda f, a: apart(f, a).min(1).values).startswith("passed")
+    wrong = {
+        "finds itself": lambda f, a: torch.cdist(f, a).min(1).values,
+        "squared": lambda f, a: apart(f, a).min(1).values ** 2,
+        "farthest": lambda f, a: torch.cdist(f, a).max(1).values,
+        "to each of them": apart,
+        "for each of the N": lambda f, a: apart(f, a).min(),
+    }
+    for said, fn in wrong.items():
+        with pytest.raises(AssertionError, match=said):
+            checks.check_nearest(fn)

@@ -487,3 +487,27 @@ def check_energy_score(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     hints: dict[Shape, str] = {(5,): "one number for the whole batch: take the mean over the pairs"}
     _compare(_call(fn, first, second, real), score().mean(), mistakes, hints, gradient=True)
     return "passed: near the real one both, and apart from each other"
+
+
+@exercise
+def check_nearest(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """`fn(features (N, D), among (M, D)) -> (N,)`: each one's distance to the nearest of the M that isn't itself."""
+    among = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    features = torch.cat([among[:2], among[2:4] + 0.1])  # two of them, and two others
+
+    def away(power: float = 2, root: float = 0.5) -> Tensor:
+        return (features[:, None] - among).abs().pow(power).sum(2).pow(root)  # (4, 6)
+
+    def least(distances: Tensor) -> Tensor:
+        return distances.where(distances > 0, torch.inf).min(1).values
+
+    mistakes = {
+        "what is among them finds itself, at distance 0: leave it out": away().min(1).values,
+        "those are squared distances: take the length": least(away(root=1)),
+        "those are sums of absolute differences: take the length": least(away(1, 1)),
+        "that is the farthest": away().max(1).values,
+        "that is the mean over all: take the nearest": away().mean(1),
+    }
+    hints: dict[Shape, str] = {(4, 6): "a distance to each of them: take the least", (): "one for each of the N"}
+    _compare(_call(fn, features, among), least(away()), mistakes, hints)
+    return "passed: nearest, and not to itself"

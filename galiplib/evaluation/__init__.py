@@ -20,6 +20,6 @@ from .noticed import (
     OPEN, OPEN_PICTURES, colourfulness, effective_number, noticed, pixel_spread, rim, saturation, spectrum, variety,
 )  # fmt: skip
 from .passes import list_pictures, read_pictures
-from .photographs import nearest, nearest_training, teacher_features
+from .photographs import bird_share, nearest, nearest_training, teacher_features
 from .pixels import PixelMeasure, pixel_measure
 from .protocol import Plan, generate, noise_of_pictures, plan

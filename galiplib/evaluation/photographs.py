@@ -126,8 +126,8 @@ def nearest_training(
 ) -> dict[str, Any]:
     """How near pictures of training captions come to training photographs, and these to each other.
 
-    Distances are of the teacher's pooled features, of centre crops; captions are of photographs at even distances in the
-    data set.
+    Distances are of the teacher's pooled features, of centre crops; captions are of photographs at even distances in
+    the data set.
 
     Returns {"generated": of `count` pictures, "photographs": least, 5% and 50% quantile of those of up to `ASKED`
     photographs}.
