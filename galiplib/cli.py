@@ -32,6 +32,7 @@ class Later:
 
 build, configs, evaluation, files, images = map(Later, (".build", ".config", ".evaluation", ".files", ".images"))
 loading, clip_files, clip_training = map(Later, (".checkpoints.loading", ".clip.files", ".clip.training"))
+engines = Later(".checkpoints.onnx")
 bridges, damsm_files, damsm_training = map(Later, (".clip.bridge", ".clip.damsm_files", ".clip.damsm_training"))
 distillation = Later(".clip.distillation")
 datasets, shard_writing, plotting = map(Later, (".data.datasets", ".data.shard_writing", ".course.plotting"))
@@ -40,7 +41,7 @@ sampling, bf16, precisions, runs = map(Later, (".sampling.sample", ".sampling.bf
 
 PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
 PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
-WEIGHTS_HELP = "mini, birds64 (shipped), a run folder, a .safetensors file or a .pth of a system's authors"
+WEIGHTS_HELP = "mini, birds64 (shipped), a run folder, a .safetensors or .onnx file, or a .pth of a system's authors"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
 SPLITS = ("train", "test")
@@ -161,9 +162,10 @@ def evaluate(args: argparse.Namespace) -> None:
         found = evaluation.measure_folder(args.pictures, config, args.clip, device=device)
         results = {"pictures": str(args.pictures), **found}
     else:
-        generator = load(args)
+        pictures = config.eval.images if config.eval.images != "all" else sys.maxsize
+        generator = engines.by_engine(load(args), args.engine, pictures, tell)
         found = evaluation.measure_generator(generator, generator.bridge, config).record()
-        results = {"weights": str(args.weights), **found}
+        results = {"weights": str(args.weights), "engine": engines.engine_of(generator), **found}
         if args.nearest:
             near = evaluation.nearest_training(generator, build.make_data(config), args.nearest, config.eval.seed)
             results["nearest_training"] = near
@@ -218,7 +220,17 @@ def download(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write a run as a checkpoint that the code of GALIP's authors loads (state_epoch_*.pth)."""
+    """Write a generator for use elsewhere: a checkpoint for the code of GALIP's authors, or ONNX files."""
+    if args.format == "onnx":
+        files.check_target(args.out, ".onnx", force=args.force)
+        half = args.fp16
+        written, found = loading.export_onnx(args.source, args.out, clip_of(args), not args.raw, half)
+        rounded = f"; with weights in fp16 {found.decibels:.0f} dB from those before" if half else ""
+        print(f"pictures of 16 noises differ from torch's by {found.difference:.1e} at most{rounded}")
+        print("\n".join(map(str, written)))
+        if found.reads is None:
+            print("captions can't be read, so no text side is written: give --clip or --damsm")
+        return
     files.check_target(args.out, ".pth", force=args.force)
     loading.export_reference(args.source, args.out, clip_of(args), ema=not args.raw)
     print(args.out)
@@ -227,10 +239,25 @@ def export(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- pictures
 
 
-def load_drawing(args: argparse.Namespace) -> tuple[TextToImage, Origin]:
-    """The generator in the precision that is asked for, and what its pictures' files say of it."""
+def tell(message: str) -> None:
+    """Say something beside the results."""
+    print(message, file=sys.stderr)
+
+
+def load_drawing(args: argparse.Namespace, pictures: int) -> tuple[TextToImage, Origin]:
+    """The generator in the precision and by the engine that are asked for, and what its pictures' files say of it."""
+    onnx = args.engine == "onnx" or str(args.weights).endswith(".onnx")
+    for refused, why in (
+        (args.precision == "bf16", "--precision bf16 is torch's: ONNX Runtime draws in fp32"),
+        (getattr(args, "late", ""), "--late is torch's: an ONNX file has no late blocks"),
+    ):
+        if onnx and refused:
+            raise ValueError(why)
     generator = load(args, ema=not args.raw)
-    precision = precisions.resolve_precision(args.precision, generator.bridge.pixel_mean.device)
+    device = generator.bridge.pixel_mean.device
+    precision = "fp32" if onnx else precisions.resolve_precision(args.precision, device)
+    if precision == "fp32" and not getattr(args, "late", ""):
+        generator = engines.by_engine(generator, args.engine, pictures, tell)
     origin = provenance.Origin.of(generator, args.weights, not args.raw, precision)
     return bf16.to_bf16(generator) if precision == "bf16" else generator, origin
 
@@ -261,13 +288,13 @@ def sample(args: argparse.Namespace) -> None:
         recipes = folders.read_captions(args.file, count, args.seed, truncation=args.truncation)
         files.check_folder(folder)
         folders.plan(recipes, folder)
-        generator, origin = load_drawing(args)
+        generator, origin = load_drawing(args, len(recipes))
         print(folders.sample_file(generator, generator.bridge, recipes, folder, origin))
         return
     own = files.free_name(Path(f"{provenance.stem_of(args.captions[0])}.png"))
     out = files.check_target(args.out or own, ".png", force=args.force)
-    generator, origin = load_drawing(args)
     count = 8 if args.count is None else args.count
+    generator, origin = load_drawing(args, count * len(args.captions))
     settings = {"truncation": args.truncation, "late": args.late, "late_from": args.late_from}
     settings |= {"towards": args.towards, "share": args.share} if args.towards else {}
     if args.best is not None:
@@ -296,7 +323,7 @@ def walk(args: argparse.Namespace) -> None:
     out = files.check_target(args.out or own, ".gif", ".mp4", ".png", force=args.force)
     moving = animation.encodes(out.suffix.lower().removeprefix("."))
     steps = args.steps if args.steps is not None else 48 if moving else 8
-    generator, origin = load_drawing(args)
+    generator, origin = load_drawing(args, steps)
     ends = caption, args.towards, steps, args.seed, args.to_seed, args.truncation
     made = sampling.interpolate(generator, generator.bridge, *ends)
     if moving:
@@ -311,12 +338,12 @@ def replay(args: argparse.Namespace) -> None:
     device = build.pick_device(args.device)
     if args.out:
         files.check_target(args.out, ".png", force=args.force)
-    made = sampling.replay(args.png, args.weights, clip_of(args), device)
+    made = sampling.replay(args.png, args.weights, clip_of(args), device, args.engine)
     if args.out is None:
         print(f"made {args.png} again: {made.captions[0]!r}, seed {made.seeds[0]}; --out FILE writes it")
     else:
         recipe, origin = made.recipes[0], provenance.read_png(args.png)[1]
-        print(images.save_png(made.images[0], args.out, origin.metadata(recipe)))
+        print(images.save_png(made.images[0], args.out, {**origin.metadata(recipe), "engine": made.engine}))
 
 
 # ---------------------------------------------------------------- options
@@ -333,9 +360,11 @@ WEIGHTS = ("--weights", str, WEIGHTS_HELP, {"default": "mini"})
 DAMSM = ("--damsm", Path, "folder of the DAMSM that it was trained with: text_encoder*.pth, captions.pickle")
 DEVICE = ("--device", str, "auto, cuda, mps or cpu; pictures are drawn on the cpu unless asked", {"default": "auto"})
 ON_CPU = (*DEVICE[:3], {"default": "cpu"})
+ENGINE = ("--engine", str, "on a CPU: torch, onnx (ONNX Runtime, exported once for its weights), or what is quicker",
+          {"choices": ("auto", "torch", "onnx"), "default": "auto"})  # fmt: skip
 FORCE = ("--force", bool, "overwrite a file that galip didn't write")
 DRAWING: list[Option] = [
-    WEIGHTS, CLIP, DAMSM, ON_CPU, RAW, FORCE,
+    WEIGHTS, CLIP, DAMSM, ON_CPU, ENGINE, RAW, FORCE,
     ("--seed", int, "of the first picture; the next one has one more", {"default": 0}),
     ("--truncation", float, "factor of the noise, 0 to 2", {"default": 1.0}),
     ("--precision", str, "bf16: twice as fast where the hardware has it (auto), and not quite the same pictures",
@@ -381,11 +410,11 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--out", Path, "the .gif, .mp4 or .png; by default a .gif named after the caption"),
     ]),
     "replay": (replay, [
-        CLIP, DAMSM, ON_CPU, FORCE, ("png", Path, "a picture of galip, the panel or a notebook"),
+        CLIP, DAMSM, ON_CPU, ENGINE, FORCE, ("png", Path, "a picture of galip, the panel or a notebook"),
         ("--weights", str, "where the weights lie now, if they were moved"), ("--out", Path, "the .png to write"),
     ]),
     "evaluate": (evaluate, [
-        *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, FORCE, ("--out", Path, "folder for results.json"),
+        *CONFIG, WEIGHTS, CLIP, DAMSM, DEVICE, ENGINE, FORCE, ("--out", Path, "folder for results.json"),
         ("--pictures", Path, "a folder of pictures instead, with manifest.jsonl for captions"),
         ("--nearest", int, "pictures to compare with all photographs of the training", {"default": 0, "metavar": "N"}),
     ]),
@@ -412,8 +441,11 @@ COMMANDS: dict[str, tuple[Any, list[Option]]] = {
         ("--folder", Path, "where to put it; by default data/<name>"),
     ]),
     "export": (export, [
-        CLIP, RAW, FORCE, ("source", Path, "run folder or one of its checkpoints"),
-        ("--out", Path, "the .pth to write, such as state_epoch_100.pth", MUST),
+        CLIP, DAMSM, RAW, FORCE, ("source", Path, "run folder or one of its checkpoints; for ONNX any weights"),
+        ("--format", str, "authors: a .pth; onnx: a .onnx that draws and a .text.onnx that reads captions",
+         {"choices": ("authors", "onnx"), "default": "authors"}),
+        ("--fp16", bool, "ONNX weights in half the space; all is still computed in fp32"),
+        ("--out", Path, "the file to write, such as state_epoch_100.pth or generator.onnx", MUST),
     ]),
 }  # fmt: skip
 

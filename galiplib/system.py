@@ -122,7 +122,7 @@ class AroundClip(nn.Module):
 class TextToImage(AroundClip):
     """What draws: a generator, all that sampling, evaluation, panel and export know of a system."""
 
-    wants: ClassVar[frozenset[str]] = frozenset()  # {"words"} if `picture_of` needs them of a text
+    wants: frozenset[str] = frozenset()  # {"words"} if `picture_of` needs them of a text
     noise_dim: int  # Z
     image_size: int  # side of its pictures in pixels
     truncates: bool = False  # by itself: its noise then has one number more, the factor (B, Z + 1)

@@ -360,3 +360,20 @@ def test_exercise_nearest():
     for said, fn in wrong.items():
         with pytest.raises(AssertionError, match=said):
             checks.check_nearest(fn)
+
+
+def decibels(made, wanted, peak=4.0, mean=lambda error: error.square().mean(), log=np.log10, gain=10.0):
+    return gain * float(log(peak / float(mean(made - wanted))))
+
+
+def test_decibels():
+    assert checks.check_decibels(lambda made, wanted: None) == checks.NOT_TRIED
+    assert checks.check_decibels(decibels).startswith("passed")
+    for said, wrong in {
+        "not 1": {"peak": 1.0}, "not 2": {"peak": 2.0}, "0 to 255": {"peak": 255.0**2}, "natural": {"log": np.log},
+        "not 20": {"gain": 20.0}, "bel": {"gain": 1.0}, "sign": {"gain": -10.0},
+        "square the error": {"mean": lambda error: error.abs().mean()},
+        "not its sum": {"mean": lambda error: error.square().sum()},
+    }.items():  # fmt: skip
+        with pytest.raises(checks.CheckFailed, match=said):
+            checks.check_decibels(lambda made, wanted, wrong=wrong: decibels(made, wanted, **wrong))

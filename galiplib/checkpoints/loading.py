@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..build import make_bridge, make_generator, make_system, with_own_clip
+from ..build import dataset_of, make_bridge, make_generator, make_system, with_own_clip
 from ..clip.bridge import CLIP, ClipBridge
 from ..clip.damsm_files import DamsmBridge
 from ..config import Config
@@ -16,6 +16,7 @@ from ..files import WEIGHTS, WeightsError, contents, fit, is_foreign, is_safeten
 from ..system import TextToImage
 from .attngan import of_attngan
 from .dfgan import of_dfgan, write_dfgan
+from .onnx import Exported, export, load_onnx
 from .published import Published, as_reference, check_format, import_reference, is_reference, their_optimizers
 from .published import export_reference as write_reference
 from .snapshots import is_snapshot, load_snapshot, of_lafite
@@ -48,12 +49,24 @@ def load_generator(
     Raises:
         WeightsError: for a file that is missing, damaged, unsafe, or doesn't fit the CLIP.
     """
+    return load_with_config(path, clip_model, device, ema)[0]
+
+
+def load_with_config(
+    path: str | Path, clip_model: CLIP | DamsmBridge | None = None, device: str | torch.device = "cpu", ema: bool = True
+) -> tuple[TextToImage, Config]:
+    """`load_generator`, and the configuration that it was made by."""
+    if str(path).endswith(".onnx"):
+        if not ema:
+            raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
+        return load_onnx(find(path), clip_model, device)
     path, content = _read(path)
     theirs = is_reference(content)
     if not ema and (theirs or not _holds(content, "generator")):
         raise WeightsError(f"{path} holds one set of weights: only run folders and their checkpoints hold both")
     if theirs:
-        return import_reference(path, clip_model, device, content).generator
+        found = import_reference(path, clip_model, device, content)
+        return found.generator, found.config
     if not _holds(content, "ema"):
         raise WeightsError(f"{path} holds a discriminator only: the generator is in another file, netG_*.pth")
     bridge, config = _around(path, content, clip_model, device)
@@ -61,7 +74,7 @@ def load_generator(
         bridge.asked_by = f"{path}: "
     with torch.random.fork_rng(devices=[]):  # its first weights, which the file's replace, are drawn
         generator = make_generator(bridge, config)
-    return _filled(generator, "ema" if ema else "generator", path, content, device)
+    return _filled(generator, "ema" if ema else "generator", path, content, device), config
 
 
 def load_discriminator(
@@ -140,6 +153,36 @@ def export_reference(
             source = Published(config, generator.bridge, generator, discriminator, head)
             source.optimizers = their_optimizers(source, content["optimizer_g"], content["optimizer_d"])
     write_reference(source, path)
+
+
+def export_onnx(
+    source: str | Path, path: str | Path, clip_model: CLIP | DamsmBridge | None = None, ema: bool = True,
+    half: bool = False,
+) -> tuple[list[Path], Exported]:  # fmt: skip
+    """Write a generator as ONNX, NAME.onnx, and its text encoder, NAME.text.onnx -> the files, what was compared.
+
+    Args:
+        source, clip_model, ema: as for `load_generator`.
+        path: NAME.onnx.
+        half: weights in fp16, which halves the files; all is computed in fp32.
+
+    Raises as `load_generator` and `onnx.export`; nothing is written then.
+    """
+    generator, config = load_with_config(source, clip_model, ema=ema)
+    exported = export(generator, noted(source, config, ema), half)
+    return exported.write(path), exported
+
+
+def noted(source: str | Path, config: Config, ema: bool = True) -> dict[str, Any]:
+    """What an ONNX file says of where its weights come from."""
+    terms = "not noted in the file of its authors" if config.profile == "reference" else dataset_of(config).terms
+    if str(find(source)).endswith(".safetensors") and not is_foreign(find(source)):
+        terms = generator_record(source).get("terms", terms)
+    return {
+        "system": config.system, "clip": config.clip.name, "data": config.data.name, "licence": terms,
+        "checkpoint": str(source) if str(source) in SHIPPED else Path(source).name, "averaged": ema,
+        "config": config.model_dump(),
+    }  # fmt: skip
 
 
 def find(path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from pathlib import Path
@@ -131,3 +132,15 @@ def recorded_config(values: dict[str, Any]) -> Config:
         system = "ratlip" if ratlip else "galip"
         then |= {"system": system, "model": fitting(system, settings)}
     return build_config({**values, **then})
+
+
+def fingerprint(generator: Any) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over generator, its CLIP, and the size of its pictures."""
+    if noted := getattr(generator, "noted", None):  # in an ONNX file
+        return noted
+    digest = hashlib.sha256(str(generator.image_size).encode())
+    for module in (generator, generator.bridge.model):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

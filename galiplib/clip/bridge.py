@@ -173,15 +173,18 @@ class ClipBridge(nn.Module):
         behind the longest caption's are not computed: the causal mask hides them from the rest.
         """
         self._need_whole("captions")
-        model = self.model
+        return self.read_tokens(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
+
+    def read_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of tokens (B, length) that are cut already, without looking at a value."""
+        model, (batch, length) = self.model, tokens.shape
         ends = tokens.argmax(dim=-1)  # the end mark has the highest id
-        length = int(ends.max()) + 1
-        x = model.token_embedding(tokens[:, :length])  # (B, L, D)
+        x = model.token_embedding(tokens)  # (B, L, D)
         x = x + model.positional_embedding[:length].to(x.dtype)
         for block in model.transformer.resblocks:
             x = run_block(block, x)
         words = model.ln_final(x)  # (B, L, D)
-        sentence = words[torch.arange(len(tokens), device=tokens.device), ends] @ model.text_projection  # (B, E)
+        sentence = words[torch.arange(batch, device=tokens.device), ends] @ model.text_projection  # (B, E)
         return sentence, words * (torch.arange(length, device=tokens.device) <= ends[:, None])[:, :, None]
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -210,12 +213,12 @@ class ClipBridge(nn.Module):
         """Patch features (B, width, g, g) -> transformer input (B, 1 + g*g, width): class token, positions, ln_pre."""
         visual = self.model.visual
         x = grid.flatten(2).transpose(1, 2)  # (B, g*g, width)
-        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        start = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return visual.ln_pre(torch.cat([start, x], dim=1) + visual.positional_embedding.to(x.dtype))
 
     def _grid_out(self, x: Tensor) -> Tensor:
         """(B, 1 + g*g, width) -> patch features (B, width, g, g)."""
-        return x[:, 1:].transpose(1, 2).reshape(len(x), self.width, self.grid, self.grid)
+        return x[:, 1:].mT.unflatten(2, (self.grid, self.grid))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> tapped features (B, taps, width, g, g), embeddings (B, embed)."""

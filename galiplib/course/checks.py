@@ -511,3 +511,26 @@ def check_nearest(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
     hints: dict[Shape, str] = {(4, 6): "a distance to each of them: take the least", (): "one for each of the N"}
     _compare(_call(fn, features, among), least(away()), mistakes, hints)
     return "passed: nearest, and not to itself"
+
+
+@exercise
+def check_decibels(fn: Callable[[Tensor, Tensor], float]) -> str:
+    """`fn(made (B, 3, H, W), wanted (B, 3, H, W)) -> float`: the PSNR of pictures in [-1, 1], in dB."""
+    made, wanted = torch.rand(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    error = (made - wanted).square()
+    mean, each = float(error.mean()), error.flatten(1).mean(1)
+    right = 10 * math.log10(4 / mean)
+    mistakes = {
+        "the range is 2, from -1 to 1: its square is 4, not 1": 10 * math.log10(1 / mean),
+        "the square of the range belongs above the error: 4, not 2": 10 * math.log10(2 / mean),
+        "those are pixels of 0 to 255; these lie in [-1, 1]": 10 * math.log10(255**2 / mean),
+        "that is the natural logarithm: take log10": 10 * math.log(4 / mean),
+        "of a ratio of squares take 10 log10, not 20": 20 * math.log10(4 / mean),
+        "ten times the logarithm: bel became decibel": math.log10(4 / mean),
+        "the sign is turned round: less error is more dB": -right,
+        "square the error before its mean is taken": 10 * math.log10(4 / float((made - wanted).abs().mean())),
+        "take the mean of the squared error, not its sum": 10 * math.log10(4 / float(error.sum())),
+        "take the mean over all pictures first, then one logarithm": float((10 * (4 / each).log10()).mean()),
+    }
+    _compare(_number(_call(fn, made, wanted)), right, mistakes)
+    return "passed: 40 dB is an error of a hundredth of the range"

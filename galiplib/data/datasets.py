@@ -64,6 +64,7 @@ class Dataset:
     held_out: tuple[str, ...] = ("test",)  # splits to measure on; the first is compared with the real pictures
     captions: tuple[str, ...] = ()  # to draw on the way; without any, held-out ones are drawn
     judged: bool = False  # whether the judge knows what its pictures show
+    terms: str = "of the publishers of its photographs and captions: research and teaching (data/README.md)"
 
     def open(self, settings: Settings, split: str = "train", progress: Callable = iter) -> Source:
         """The pictures of a split; raises DataError if they can't be had.
@@ -124,7 +125,8 @@ class InShards(Dataset):
         raise DataError("data.name = 'shards' is in shards already: choose another data set or profile")
 
 
-MINIBIRDS = Drawn("minibirds", held_out=("seen", "test"), captions=SAMPLE_CAPTIONS, judged=True)
+DRAWN = "MIT, as galiplib, which draws them"
+MINIBIRDS = Drawn("minibirds", held_out=("seen", "test"), captions=SAMPLE_CAPTIONS, judged=True, terms=DRAWN)
 DATASETS = {one.name: one for one in (MINIBIRDS, *map(Dataset, NAMES), InShards("shards"))}
 
 

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..checkpoints.onnx import engine_of
+from ..checkpoints.store import fingerprint
 from ..files import WeightsError
 from ..images import Picture, contact_sheet, save_png
 from ..system import TextToImage
 from .recipe import Recipe
 
-KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings", "precision")
-NOT_NOTED = {"precision": "fp32"}  # in older files
+KEYS = ("caption", "seed", "checkpoint", "weights", "averaged", "settings", "precision", "engine")
+NOT_NOTED = {"precision": "fp32", "engine": "torch"}  # in older files
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Origin:
     weights: str  # `fingerprint` of generator and CLIP
     ema: bool = True  # the averaged weights of a run, rather than those in training
     precision: str = "fp32"  # or "bf16", after `to_bf16`
+    engine: str = "torch"  # or "onnx", ONNX Runtime: equal up to rounding
 
     @classmethod
     def of(cls, generator: TextToImage, checkpoint: str | Path, ema: bool = True, precision: str = "fp32") -> Self:
         """Of a generator that was loaded from `checkpoint`."""
-        return cls(str(checkpoint), fingerprint(generator), ema, precision)
+        return cls(str(checkpoint), fingerprint(generator), ema, precision, engine_of(generator))
 
     def check(self, generator: TextToImage, png: str | Path) -> None:
         """Raises WeightsError if these are not the generator's weights; `png` is the file that asks for them."""
@@ -51,18 +53,8 @@ class Origin:
         """The text of a picture's PNG: `KEYS`; `settings` is JSON."""
         settings = json.dumps(recipe.settings, ensure_ascii=False)
         averaged = "yes" if self.ema else "no"
-        values = recipe.caption, str(recipe.seed), self.checkpoint, self.weights, averaged, settings, self.precision
-        return dict(zip(KEYS, values, strict=True))
-
-
-def fingerprint(generator: TextToImage) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over generator, its CLIP, and the size of its pictures."""
-    digest = hashlib.sha256(str(generator.image_size).encode())
-    for module in (generator, generator.bridge.model):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        own = self.checkpoint, self.weights, averaged, settings, self.precision, self.engine
+        return dict(zip(KEYS, (recipe.caption, str(recipe.seed), *own), strict=True))
 
 
 def save_picture(image: Picture, path: str | Path, recipe: Recipe, origin: Origin) -> Path:
@@ -84,14 +76,15 @@ def save_sheet(
 
 
 def is_there(path: str | Path, recipe: Recipe, origin: Origin) -> bool:
-    """Whether the PNG of a recipe lies there already. Raises FileExistsError if something else does."""
+    """Whether the PNG of a recipe lies there already, by any engine. Raises FileExistsError if something else does."""
     if not Path(path).exists():
         return False
     differs = ["no picture of galiplib"]
     with suppress(ValueError):
         theirs, found = read_png(path)
         wanted = origin.metadata(recipe)
-        differs = [key for key, value in found.metadata(theirs).items() if value != wanted[key]]
+        theirs_now = found.metadata(theirs).items()
+        differs = [key for key, value in theirs_now if key != "engine" and value != wanted[key]]
     if not differs:
         return True
     raise FileExistsError(
@@ -119,7 +112,8 @@ def read_png(png: str | Path) -> tuple[Recipe, Origin]:
         recipe = Recipe.of({"caption": text["caption"], "seed": int(text["seed"]), **json.loads(text["settings"])})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{png} doesn't hold a valid recipe: {error}") from None
-    return recipe, Origin(text["checkpoint"], text["weights"], text["averaged"] == "yes", text["precision"])
+    averaged, *how = text["averaged"] == "yes", text["precision"], text["engine"]
+    return recipe, Origin(text["checkpoint"], text["weights"], averaged, *how)
 
 
 def stem_of(caption: str) -> str:

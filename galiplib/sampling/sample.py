@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..build import text_of
 from ..checkpoints.loading import load_generator
+from ..checkpoints.onnx import PICTURES, by_engine, engine_of
 from ..clip.bridge import CLIP, ClipBridge
 from ..data.decoding import read_image
 from ..images import check_finite, to_uint8
@@ -44,6 +45,7 @@ class Samples:
     images: Tensor  # (N, 3, H, W) float on the CPU, clamped to [-1, 1]
     recipes: list[Recipe]
     scores: list[float] | None = None  # cosines of picture and caption in CLIP's eyes, where `rank` made them
+    engine: str = "torch"  # what drew them, or "onnx"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,7 +142,8 @@ def nearest(bridge: ClipBridge, made: Samples, keep: int) -> Samples:
         embedding = bridge.encode_image(image[None].to(bridge.pixel_mean))[1][0].float()  # (E,)
         scores.append(F.cosine_similarity(embedding, _mixed(read, recipe).sentence[0].float(), dim=0).item())
     best = sorted(range(len(made)), key=lambda index: -scores[index])[:keep]
-    return Samples(made.images[best], [made.recipes[i] for i in best], [scores[i] for i in best])
+    scored = [made.recipes[i] for i in best], [scores[i] for i in best]
+    return Samples(made.images[best], *scored, made.engine)
 
 
 def collect(
@@ -153,7 +156,7 @@ def collect(
         for part in draw(generator, bridge, recipes, batch_size):
             parts.append(part)
             bar.update(len(part))
-    return Samples(torch.cat(parts), list(recipes))
+    return Samples(torch.cat(parts), list(recipes), engine=engine_of(generator))
 
 
 def draw(
@@ -245,17 +248,18 @@ def _together(texts: Sequence[Text], like: Tensor) -> Text:
 
 def replay(
     png: str | Path, checkpoint: str | Path | None = None, clip_model: CLIP | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu", engine: str = "auto",
 ) -> Samples:  # fmt: skip
     """Make a picture again from the caption, seed, settings and checkpoint noted in its file.
 
     On the machine that made it, it is identical to the file, pixel by pixel; where it is not (other versions, another
-    processor), a warning says by how much.
+    processor or engine), a warning says by how much.
 
     Args:
         png: a file of `save_picture`, `galip sample` or the panel. ValueError if it holds no recipe.
         checkpoint: where the weights lie now, if they were moved; WeightsError if they are gone or not the same.
         clip_model: as for `load_generator`.
+        engine: "torch" or "onnx" (`by_engine`); "auto" is the one that drew it, if that takes no export.
     """
     recipe, origin = read_png(png)
     if checkpoint is not None:
@@ -264,6 +268,8 @@ def replay(
     origin.check(generator, png)
     if origin.precision == "bf16":
         to_bf16(generator)
+    elif engine != "auto" or origin.engine == "onnx":
+        generator = by_engine(generator, engine, PICTURES)
     made = collect(generator, generator.bridge, [recipe])
     before = np.asarray(read_image(Path(png))).astype(int)  # (H, W, 3)
     now = to_uint8(made.images)[0]
@@ -272,5 +278,7 @@ def replay(
     elif changed := int((before != now).sum()):
         most = f"by {abs(before - now).max()} of 255 at most"
         why = "made with other versions or on another processor, or edited since"
+        if origin.engine != made.engine:
+            why = f"drawn by {origin.engine} then and by {made.engine} now, which are equal up to rounding"
         warnings.warn(f"{changed} of {now.size} values differ from {png}, {most}: {why}", stacklevel=2)
     return made

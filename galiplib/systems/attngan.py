@@ -83,7 +83,7 @@ class WordAttention(nn.Module):
         scores = x.flatten(2).mT @ sources  # (B, h * w, L)
         hidden = mask[:, None]
         if self.reference:
-            hidden = mask[torch.arange(scores[..., 0].numel(), device=x.device) % len(x)].view(scores.shape)
+            hidden = mask[torch.arange(scores[..., 0].numel(), device=x.device) % x.shape[0]].view(scores.shape)
         return scores.masked_fill(hidden, -torch.inf).softmax(-1)
 
     def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Generator(TextToImage):
         self.to_rgb = nn.ModuleList(conv3x3(g, 3) for _ in range(1 if config.one_picture else SIZES))
 
     def forward(self, noise: Tensor, text: Text) -> Pictures:
-        if self.reference and not self.training and len(noise) > 1 and not self._warned:
+        if self.reference and not self._warned and not self.training and len(noise) > 1:
             self._warned = True
             warnings.warn(
                 "model.reference deals out the masks of captions as AttnGAN's published code does: pictures depend on "

@@ -33,7 +33,7 @@ class PictureGenerator(TextToImage, ABC):
     def forward(self, noise: Tensor, sentence: Tensor, images: Tensor | None = None) -> Tensor:
         """(B, Z), (B, E), (B, 3, H, W) in [-1, 1] -> (B, 3, H, W)."""
         if images is None:
-            images = noise.new_zeros(len(noise), 3, self.image_size, self.image_size)
+            images = noise.new_zeros(noise.shape[0], 3, self.image_size, self.image_size)
         return self.paint(noise, sentence, images)
 
     @abstractmethod

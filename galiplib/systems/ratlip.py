@@ -118,7 +118,7 @@ class RatlipGenerator(Generator):
             self.recurrent = RecurrentCondition(config.noise_dim, bridge.embed_dim, steps)
 
     def conditions(self, noise: Tensor, sentence: Tensor) -> list[Tensor]:
-        if self.batch_dependent and not self.training and len(noise) > 1 and not self._warned:
+        if self.batch_dependent and not self._warned and not self.training and len(noise) > 1:
             self._warned = True
             warnings.warn(
                 "model.conditioning = 'recurrent-reference' reads a batch as a sequence, as RATLIP's published code "

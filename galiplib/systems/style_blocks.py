@@ -223,7 +223,7 @@ class GeneratorBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Map and picture of half the side, w of each convolution and of the colours, text, noise -> map, picture."""
         if x is None:
-            x = self.conv1(self.const.expand(len(text), -1, -1, -1), ws[:, 0], text, noise[0])
+            x = self.conv1(self.const.expand(text.shape[0], -1, -1, -1), ws[:, 0], text, noise[0])
         else:
             x = self.conv1(self.conv0(x, ws[:, 0], text, noise[0]), ws[:, 1], text, noise[1])
         rgb = self.torgb(x, ws[:, self.convs], text).float()
