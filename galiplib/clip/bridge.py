@@ -177,10 +177,8 @@ class ClipBridge(nn.Module):
 
     def read_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The same of tokens (B, length) that are cut already, without looking at a value."""
-        model, (batch, length) = self.model, tokens.shape
-        ends = tokens.argmax(dim=-1)  # the end mark has the highest id
-        x = model.token_embedding(tokens)  # (B, L, D)
-        x = x + model.positional_embedding[:length].to(x.dtype)
+        model, (batch, length), ends = self.model, tokens.shape, tokens.argmax(dim=-1)  # the end mark is the highest id
+        x = model.token_embedding(tokens) + model.positional_embedding[:length].to(model.token_embedding.weight)
         for block in model.transformer.resblocks:
             x = run_block(block, x)
         words = model.ln_final(x)  # (B, L, D)
@@ -199,8 +197,7 @@ class ClipBridge(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> (B, 3, S, S), the image encoder's input in the chosen convention."""
-        size = (self.image_size, self.image_size)
-        x = images * 0.5 + 0.5
+        size, x = (self.image_size, self.image_size), images * 0.5 + 0.5
         if self.convention == "reference":
             if x.shape[-2:] != size:
                 x = F.interpolate(x, size=size)
