@@ -142,11 +142,11 @@ def sample_file(
 
 
 def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin) -> None:
-    lines = []
+    lines, weights = [], {name: value for name, value in asdict(origin).items() if name != "engine"}  # PNGs say by which
     for path, recipe in planned.items():
         if path.exists():
             record = {"file": path.name, "caption": recipe.caption, "seed": recipe.seed, "settings": recipe.settings}
-            lines.append(json.dumps({**record, **asdict(origin)}, ensure_ascii=False) + "\n")
+            lines.append(json.dumps({**record, **weights}, ensure_ascii=False) + "\n")
     if lines:
         write_atomically(manifest, lambda stream: stream.write("".join(lines).encode()))
 
