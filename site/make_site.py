@@ -6,6 +6,7 @@ Sphinx makes build/site/html of them, which needs nothing from elsewhere.
 """
 
 import argparse
+import html
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
@@ -20,6 +22,7 @@ from nbformat import NotebookNode
 from pygments.lexers import get_lexer_for_filename
 from pygments.util import ClassNotFound
 
+from galiplib.config import load_config, valid_keys
 from galiplib.course import runner
 from links import faults
 
@@ -31,8 +34,8 @@ MORE = ["benchmarks/README.md", "docs/launching.md", "docs/scaling.md", "CONTRIB
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 LAB = "http://localhost:8888/lab/tree"  # where `make lab` serves notebooks/
 SMALL = dict(  # for notebooks that are run at a small size
-    train_size=1000, clip_steps=40, measure_birds=60, measured=100, train_steps=40, eval_images=100, compare_images=100,
-    minute_steps=5, steps=20, seeds=1, rounds=2, tune_steps=10, look_steps=10,
+    train_size=1000, clip_steps=20, measure_birds=40, measured=60, train_steps=12, eval_images=100, compare_images=60,
+    minute_steps=3, steps=6, seeds=1, rounds=1, tune_steps=4, look_steps=4,
 )  # fmt: skip
 DRAW = '<p><a class="draw" href="draw/index.html">Draw in your browser</a></p>'
 LIVE = "<p>Here stands a panel that needs a running kernel: <code>make lab</code> or <code>make app</code>.</p>"
@@ -174,15 +177,25 @@ def language(path: Path) -> str:
         return "text"
 
 
+def settings() -> str:
+    """The page of every key of a configuration, as `galip describe` prints them."""
+    config = load_config()
+    rows = [f"| `{key}` | `{attrgetter(key)(config)!s}` | {html.escape(meaning).replace('|', '&#124;')} |"
+            for key, meaning in valid_keys(config.system).items()]  # fmt: skip
+    head = "What `--set`, `load_config` and profiles take. `galip describe --profile birds:ratlip` has those of others."
+    return "\n".join(["# Settings", "", head, "", "| key | in profile `mini` | meaning |", "|---|---|---|", *rows, ""])
+
+
 def gather(folder: Path, books: list[runner.Notebook], outputs: list[Path], draws: bool) -> None:
     """Writes all pages into an empty `folder`; `draws`: the first one leads to the page that draws."""
-    pages = Pages(folder, {Path(name) for name in ("index.md", *LIBRARY, *MORE)})
+    pages = Pages(folder, {Path(name) for name in ("index.md", "settings.md", *LIBRARY, *MORE)})
     course = [f"{book.path.name[:2]} {book.title} <notebooks/{book.path.stem}>" for book in books]
-    parts = {"The course": course, "The library": ["api", *LIBRARY], "More": MORE}
+    parts = {"The course": course, "The library": ["api", "settings", *LIBRARY], "More": MORE}
     index = pages.linked((ROOT / "README.md").read_text(encoding="utf-8"), Path())
     if draws:
         index = index.replace("\n\n", f"\n\n{DRAW}\n\n", 1)  # below the title
     pages.write(Path("index.md"), index + "".join(contents(*part) for part in parts.items()))
+    pages.write(Path("settings.md"), settings())
     shutil.copy(SITE / "api.rst", folder)
     for name in (*LIBRARY, *MORE):
         pages.place(Path(name))
@@ -225,6 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     except (runner.CourseError, runner.NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     site, built = OUT / "html", OUT / "new"  # whole, or the one before stays
     for folder in ("pages", "new", "draw"):
         shutil.rmtree(OUT / folder, ignore_errors=True)
