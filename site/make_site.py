@@ -180,7 +180,7 @@ def language(path: Path) -> str:
 def settings() -> str:
     """The page of every key of a configuration, as `galip describe` prints them."""
     config = load_config()
-    rows = [f"| `{key}` | `{attrgetter(key)(config)!s}` | {html.escape(meaning).replace('|', '&#124;')} |"
+    rows = [f"| `{key}` | `{attrgetter(key)(config)!r}` | {html.escape(meaning).replace('|', '&#124;')} |"
             for key, meaning in valid_keys(config.system).items()]  # fmt: skip
     head = "What `--set`, `load_config` and profiles take. `galip describe --profile birds:ratlip` has those of others."
     return "\n".join(["# Settings", "", head, "", "| key | in profile `mini` | meaning |", "|---|---|---|", *rows, ""])
