@@ -27,6 +27,7 @@ from galiplib.images import to_uint8
 from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.sample import sample
 from galiplib.system import Batch, Text
+from galiplib.systems import attngan
 from galiplib.systems.attngan import AttnGAN, Discriminator, Generator, sides
 from galiplib.training import Optimizers, train_step
 
@@ -135,39 +136,60 @@ def test_attndcgans_picture_is_the_published_one(reference, text, noise, tmp_pat
     close(generator.picture_of(noise, text)[:2, :, ::8, ::8], reference["dcgan_gf16_fake256"])
 
 
-def test_one_training_step_is_the_published_one(reference, text, noise, monkeypatch):
-    step = numbers("attngan_train_step")
+def published_step(monkeypatch, double):
+    """One step on the published networks, in single or double precision -> the system, its report, pictures after."""
+    reference = {name: value.double() if double and value.is_floating_point() else value
+                 for name, value in arrays("attngan").items()}  # fmt: skip
+    text = Text(reference["sent"], reference["words"].mT, reference["mask"])
+    noise = torch.cat([reference["noise"], reference["eps"]], dim=1)
     eyes = ImageEncoder(Inception()).eval().requires_grad_(False)
     state = named_state("damsm.image", "image_encoder")
     eyes.load_state_dict({n if n.startswith("emb_") else f"eyes.{n}": value for n, value in state.items()})
-    monkeypatch.setattr(DAMSM, "encode_regions", eyes, raising=False)
     system = AttnGAN(DAMSM, configured(channels=8, disc_channels=8))
-    theirs = {to_ours(name): name for name in numbers("attngan_state_dict")["netG_gf8"]}
     state = named_state("attngan.netG", "netG_gf8")
-    system.generator.load_state_dict({ours: state[name] for ours, name in theirs.items()})
+    system.generator.load_state_dict({to_ours(name): value for name, value in state.items()})
     for number in range(3):
         system.discriminator[number] = published_discriminator(number, f"netD{number}_df8", disc_channels=8)
     system.start_average()
     images = [enlarged(reference["real_32"], side)[reference["order"]] for side in (64, 128, 256)]
-    monkeypatch.setattr(system, "pyramid", lambda largest: images)  # theirs are no reduced ones
     classes = torch.tensor([3, 7, 3, 1])[reference["order"]]
     batch = Batch(images[-1], Text(text.sentence, text.words, text.mask, None, classes), {"z": noise})
-    report = train_step(system, Optimizers(system, system.config), batch, system.config, 1)
+    with monkeypatch.context() as patch:
+        if double:
+            system, eyes = system.double(), eyes.double()
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # whatever insists on single precision
+        patch.setattr(DAMSM, "encode_regions", eyes, raising=False)
+        patch.setattr(system, "pyramid", lambda largest: images)  # theirs are no reduced ones
+        report = train_step(system, Optimizers(system, system.config), batch, system.config, 1)
+    with torch.no_grad(), pytest.warns(UserWarning):
+        return system, report, system.generator.eval()(noise, text).images
 
+
+def test_one_training_step_is_the_published_one(reference, monkeypatch):
+    """What lies behind the discriminators' update is rounded, in the record, too: told by the same step in double.
+
+    Adam's first step goes by the signs of gradients, the smallest ones' too, which single precision takes at random.
+    """
+    step = numbers("attngan_train_step")
+    system, report, after = published_step(monkeypatch, double=False)
+    exact, _, after_exact = published_step(monkeypatch, double=True)
     for number, side in enumerate((64, 128, 256)):
         close(report.noted[f"loss_d_{side}"], step[f"errD{number}"])
-        ours = theirs_of(system.discriminator[number], numbers("attngan_state_dict")[f"netD{number}_df8"])
+        names = theirs_of(system.discriminator[number], numbers("attngan_state_dict")[f"netD{number}_df8"])
         for name, norm in step["grad_norms"][f"netD{number}"].items():
-            close(system.discriminator[number].get_parameter(ours[name]).grad.norm(), norm, 2e-3)
+            # one of these as recorded is that with a LeakyReLU, whose input is 4e-6, on its other side
+            tolerance = 1e-3 if (number, name) == (2, "img_code_s16.3.bias") else 1e-4
+            close(system.discriminator[number].get_parameter(names[name]).grad.norm(), norm, tolerance)
     for value, wanted in ((report.loss_kl, "kl_loss"), (report.loss_words, "words_loss"),
                           (report.loss_sentence, "sent_loss"), (report.loss_g, "errG")):  # fmt: skip
         close(value, step[wanted])
-    differences = []  # through discriminators that have moved by the signs of their gradients, the smallest ones' too
-    for ours, weight in system.generator.named_parameters():
-        wanted = step["grad_norms"]["netG"][theirs[ours]]
-        differences.append(abs(weight.grad.norm().item() - wanted) / wanted)
-    assert max(differences) < 1e-2
-    assert sorted(differences)[len(differences) // 2] < 1e-3
+    norms = {to_ours(name): norm for name, norm in step["grad_norms"]["netG"].items()}
+    found, right = ({n: s.generator.get_parameter(n).grad.norm().item() for n in norms} for s in (system, exact))
+    crop = after[2][:2, :, 100:108, 100:108], after_exact[2][:2, :, 100:108, 100:108], reference["step_fake256_after"]
+    shares = [torch.tensor([x[name] / norms[name] for name in norms]) for x in (found, right, norms)]
+    for ours, double, theirs in (shares, crop):
+        rounded, recorded = ((x - double).abs().max() / double.abs().max() for x in (ours, theirs))
+        assert rounded < 4e-3 and recorded < 2 * rounded
     for network, wanted in (("netG", "running_mean_norms_after"), ("netD0", "running_mean_norms_after_netD0")):
         names = theirs_of(system.discriminator[0], numbers("attngan_state_dict")["netD0_df8"])
         for name, norm in step[wanted].items():
@@ -176,12 +198,9 @@ def test_one_training_step_is_the_published_one(reference, text, noise, monkeypa
             close(ours.norm(), norm)
     average = math.sqrt(sum(weight.pow(2).sum().item() for weight in system.ema.parameters()))
     assert average == pytest.approx(step["average_norm"], rel=1e-6)
-    with torch.no_grad(), pytest.warns(UserWarning):
-        after = system.generator.eval()(noise, text).images
-    close(after[2][:2, :, 100:108, 100:108], reference["step_fake256_after"], 1e-2)
     for fake, side in ((after[0], 64), (after[2], 256)):
-        found = torch.stack([fake.mean((1, 2, 3)), fake.flatten(1).std(1)])
-        close(found, reference[f"step_fake{side}_after_mean_std"], 1e-3)
+        moments = torch.stack([fake.mean((1, 2, 3)), fake.flatten(1).std(1)])
+        close(moments, reference[f"step_fake{side}_after_mean_std"], 1e-3)
 
 
 # ---------------------------------------------------------------- as a system
@@ -218,7 +237,7 @@ def test_three_sizes_of_pictures(image_size, smallest):
         assert judge.matching(features, text.sentence).shape == judge.real(features).shape == (2,)
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="model.image_size = 16 leaves no room for 3 sizes: 32 is the smallest"):
         sides(configured(image_size=16).model)
     tiny = {"model.channels": 2, "model.disc_channels": 2}
@@ -230,6 +249,9 @@ def test_what_does_not_fit_is_refused():
         config = load_config("mini:attngan", tiny | settings)
         with pytest.raises(ConfigError, match=problem):
             make_system(make_bridge(config), config)
+    monkeypatch.setattr(attngan, "processes", lambda: 2)
+    with pytest.raises(ConfigError, match="model.reference must be false with several processes"):
+        AttnGAN(DAMSM, configured())
 
 
 def test_in_falling_length_each_keeps_what_belongs_to_it(reference, text, noise):

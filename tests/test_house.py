@@ -12,15 +12,15 @@ NEW = "systems.dfgan systems.ratgan systems.attngan systems.lafite systems.proje
 NEW += "systems.energy efficientnet evaluation.samples evaluation.noticed".split()
 NEW += "clip.damsm clip.damsm_files clip.damsm_training checkpoints.attngan checkpoints.dfgan".split()
 NEW += "evaluation.photographs clip.stem data.colours".split()
-NEW += "systems.style_blocks checkpoints.snapshots checkpoints.onnx".split()
+NEW += "systems.style_blocks checkpoints.snapshots checkpoints.onnx gathering".split()
 BELOW = "config files images precision losses blocks augmentation system training distributed clip data systems"
-BELOW += " build checkpoints efficientnet"
+BELOW += " build checkpoints efficientnet gathering"
 BUILT = ("data.datasets", "data.shards", "systems")  # opened or made from a configuration: by build alone
 
 RULES = {  # a wing's name means all its modules; each may import its own wing and what stands here
-    1: {"config": "", "files": "", "blocks": "", "losses": "", "precision": ""},
+    1: {"config": "", "files": "", "blocks": "", "losses": "", "precision": "", "gathering": ""},
     2: {"system": "config", "augmentation": "config", "training": "system config augmentation precision"},
-    3: {"systems": "system blocks losses clip.bridge clip.damsm efficientnet config precision augmentation"},
+    3: {"systems": "system blocks losses clip.bridge clip.damsm efficientnet config precision augmentation gathering"},
     4: {"data": "files images", "images": "files"},
     5: {"clip.bridge": "", "clip.damsm": "", "clip": "data files images config precision efficientnet",
         "efficientnet": "files"},

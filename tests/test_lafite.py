@@ -176,7 +176,8 @@ def test_losses_and_gradients_are_the_published_ones(reference, bridge, setting)
     noise = system.draw(4, partial(random_of, 0, step=1))
     random = [torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
               for seed, shape in ((106, (4, 512)), (107, (2, 3, 64, 64)))]  # fmt: skip
-    noise |= {"crop": torch.tensor([[0, 90.5 / 160, 37.5 / 160]]), "path": random[1]}
+    path = random[1].repeat_interleave(2, 0)  # of every other picture
+    noise |= {"crop": torch.tensor([[0, 90.5 / 160, 37.5 / 160]]).expand(4, -1), "path": path}
     for phase in LOSSES:
         noise |= {f"{phase} direction": random[0], f"{phase} z": reference["z"][:, None].expand(-1, 2, -1)}
         noise[f"{phase} pixels"] = torch.zeros(4, sum(side**2 for side in system.generator.noise_sides))
@@ -187,7 +188,9 @@ def test_losses_and_gradients_are_the_published_ones(reference, bridge, setting)
         theirs, total = LOSSES[phase.name]
         if (wanted := steps()["phases"].get(f"{setting}.{theirs}")) is None:
             continue
-        losses = phase.losses(Batch(real, text, noise), Step(1))
+        places = torch.tensor([0, 2, 1, 3] if phase.name == "g_path" else [0, 1, 2, 3])  # theirs are the first two
+        of_phase = {n: value if n == "path" else value[places] for n, value in noise.items()}
+        losses = phase.losses(Batch(real, text[places], of_phase), Step(1))
         close(losses.total.item() / phase.every, wanted[total])
         for name, key in (("logit_real", "real"), ("logit_fake", "fake")):
             if name in losses.noted:

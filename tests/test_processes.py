@@ -1,13 +1,13 @@
 """N processes with batch B/N are one process with batch B; what fails in one, fails in all."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from launch import launch
 
 from galiplib import load_config, load_generator, sample
-from galiplib.augmentation import draw
 from galiplib.build import make_bridge, make_system
 from galiplib.config import ConfigError
 from galiplib.data import BadRow, DataError
@@ -15,7 +15,7 @@ from galiplib.distributed import Workers, check_batch, same_failure
 from galiplib.runs import run as runs
 from galiplib.runs.run import Run
 from galiplib.system import Batch, Text
-from galiplib.training import Optimizers, train_step
+from galiplib.training import Optimizers, random_of, train_step
 
 TINY = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
@@ -57,6 +57,7 @@ def train_in_process(rank, folder, overrides, steps=None):
 
 DFGAN = {key: value for key, value in TINY.items() if not key.startswith("model.")} | {"model.channels": 2}
 PROJECTED = TINY | {"model.projected": "lite0", "model.projected_side": 32}
+LAFITE = DFGAN | {"model.most_channels": 8, "model.noise_dim": 8, "train.shift": 2}
 RECIPES = (
     ("mini", TINY),
     ("mini", TINY | {"train.accumulate": 2, "train.shift": 2, "train.colour": 0.5}),
@@ -65,18 +66,22 @@ RECIPES = (
     ("mini", PROJECTED | {"train.shift": 2}),
     ("mini", PROJECTED | {"model.energy": 4.0, "train.batch_size": 16}),
     ("mini:ratgan", DFGAN | {"train.accumulate": 2, "model.state_dim": 8}),
+    ("mini:ratlip", TINY | {"model.attention": True}),
+    ("mini:attngan", DFGAN | {"model.disc_channels": 4}),
+    ("mini:lafite", LAFITE),
+    ("mini:lafite", LAFITE | {"model.reference": True, "model.contrasts": [2, 2, 1, 1], "model.from_pictures": 0.5}),
 )
 
 
 def steps_in_double(workers, recipe):
-    """Three steps in double precision, of the energy score one -> the losses, and all tensors of all networks.
+    """Three steps in double precision, lazy phases among them, of the energy score one -> the losses, and all tensors.
 
     In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
     """
     profile, settings = recipe
     if energy := settings.get("model.energy"):  # its unit is a part's own: the same parts, whoever has them
         settings = settings | {"train.accumulate": 4 // workers.size}
-    config = load_config(profile, settings)
+    config = load_config(profile, settings | {"train.max_steps": 16})
     size = config.train.batch_size
     bridge = make_bridge(config).double()
     for module in bridge.modules():
@@ -89,13 +94,16 @@ def steps_in_double(workers, recipe):
             stage.double()
     optimizers = Optimizers(system, config.train)
     random, reports = torch.Generator().manual_seed(3), []
-    for step in (1,) if energy else (1, 2, 3):
-        images, sentence, noise = (
+    for step in (1,) if energy else (1, 4, 16):
+        images, sentence, picture, words = (
             torch.randn(size, *shape, generator=random, dtype=torch.float64) * scale
-            for shape, scale in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((config.model.noise_dim,), 1))
-        )
-        own, noises = workers.part(size), {"z": noise} | draw(config.train, size, random)
-        batch = Batch(images[own], Text(sentence), noises).share(own, images[own])
+            for shape, scale in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((bridge.embed_dim,), 1),
+                                 ((5, bridge.word_dim), 1))
+        )  # fmt: skip
+        mask = torch.arange(5) > torch.randint(5, (size, 1), generator=random)
+        text = Text(sentence, words, mask, picture, torch.arange(size) // 3)
+        own, noise = workers.part(size), system.draw(size, partial(random_of, 3, step=step))
+        batch = Batch(images[own], text, noise).share(own, images[own])
         reports.append(train_step(system, optimizers, batch, config.train, step, workers))
     return reports, system.state_dict()
 

@@ -63,7 +63,7 @@ class TextEncoder(nn.Module):
         nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The output's L is that of the longest caption; every one must have a word."""
+        """The output's L is that of the longest caption; every one must have a word. No order of them changes any."""
         read = F.dropout(self.encoder(tokens), 0.5, self.training)  # (B, L, 300)
         lengths = (tokens != 0).sum(1).cpu()
         states, (last, _) = self.rnn(pack_padded_sequence(read, lengths, batch_first=True, enforce_sorted=False))

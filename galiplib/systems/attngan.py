@@ -20,6 +20,7 @@ from ..blocks import SLOPE
 from ..clip.bridge import ClipBridge
 from ..clip.damsm import damsm_losses
 from ..config import AttnganConfig, Config, ConfigError
+from ..gathering import BatchNorm, gather, processes
 from ..precision import autocast
 from ..system import Batch, Losses, Phase, Role, Step, System, Text, TextToImage
 from .dfgan import geometry
@@ -49,7 +50,7 @@ class UpBlock(nn.Sequential):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         wide = 2 * channels_out  # of which one half gates the other
         up = nn.Upsample(scale_factor=2)
-        super().__init__(up, conv3x3(channels_in, wide), nn.BatchNorm2d(wide), nn.GLU(1))
+        super().__init__(up, conv3x3(channels_in, wide), BatchNorm(wide), nn.GLU(1))
 
 
 class ResidualBlock(nn.Module):
@@ -58,8 +59,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            conv3x3(channels, 2 * channels), nn.BatchNorm2d(2 * channels), nn.GLU(1),
-            conv3x3(channels, channels), nn.BatchNorm2d(channels),
+            conv3x3(channels, 2 * channels), BatchNorm(2 * channels), nn.GLU(1),
+            conv3x3(channels, channels), BatchNorm(channels),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Generator(TextToImage):
         self.code_shape = (wide, maps[0], maps[0])
         self.condition = nn.Sequential(nn.Linear(bridge.embed_dim, 4 * CONDITION), nn.GLU(1))
         code = 2 * wide * maps[0] ** 2
-        self.start = nn.Sequential(nn.Linear(self.noise_dim, code, bias=False), nn.BatchNorm1d(code), nn.GLU(1))
+        self.start = nn.Sequential(nn.Linear(self.noise_dim, code, bias=False), BatchNorm(code), nn.GLU(1))
         self.grow = nn.Sequential(*(UpBlock(wide >> step, wide >> step + 1) for step in range(grown)))
         self.refine = nn.ModuleList(Refinement(bridge.word_dim, config) for _ in range(SIZES - 1))
         self.to_rgb = nn.ModuleList(conv3x3(g, 3) for _ in range(1 if config.one_picture else SIZES))
@@ -167,16 +168,16 @@ class Discriminator(nn.Module):
         d, layers = config.disc_channels, []
         width, most = 3, 8 * d
         while side > smallest:
-            norm = [] if width == 3 else [nn.BatchNorm2d(2 * width)]
+            norm = [] if width == 3 else [BatchNorm(2 * width)]
             wider = d if width == 3 else 2 * width
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1, bias=False), *norm, nn.LeakyReLU(SLOPE)]
             width, side = wider, side // 2
         while width > most:
-            layers += [conv3x3(width, width // 2), nn.BatchNorm2d(width // 2), nn.LeakyReLU(SLOPE)]
+            layers += [conv3x3(width, width // 2), BatchNorm(width // 2), nn.LeakyReLU(SLOPE)]
             width //= 2
         self.look = nn.Sequential(*layers)
         self.alone = None if config.one_picture else nn.Conv2d(width, 1, smallest)
-        self.joint = nn.Sequential(conv3x3(width + embed_dim, width), nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE))
+        self.joint = nn.Sequential(conv3x3(width + embed_dim, width), BatchNorm(width), nn.LeakyReLU(SLOPE))
         self.logit = nn.Conv2d(width, 1, smallest)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ def initialise(module: nn.Module) -> None:
     """As published: orthogonal matrices, and scales around 1."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.orthogonal_(module.weight)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(module, BatchNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(cast(Tensor, module.bias))
@@ -230,6 +231,10 @@ class AttnGAN(System):
             raise ConfigError(
                 f"data.image_size = {config.data.image_size} must be model.image_size = {self.generator.image_size}: "
                 "the discriminators compare pixels"
+            )
+        if model.reference and processes() > 1:
+            raise ConfigError(
+                "model.reference must be false with several processes: it mixes the masks of a whole batch"
             )
         if config.train.shift or config.train.colour or config.train.cutout:
             raise ConfigError("train.shift, train.colour and train.cutout must be 0: attngan has no augmentation")
@@ -271,15 +276,16 @@ class AttnGAN(System):
         return [*resized, images]
 
     def discriminator_losses(self, batch: Batch, step: Step) -> Losses:
-        """Real or not, matching or not; mismatched are picture i and sentence i + 1, of the batch's first B - 1."""
+        """Real or not, matching or not; mismatched are picture i and sentence i + 1, as published but for the last."""
         batch = step.once("batch", lambda: self.in_order(batch), graph=False)
         fakes = step.once("fakes", lambda: self.fakes(batch), graph=False)
-        sentence, losses, noted = batch.text.sentence, [], {}
+        (sentence, behind), losses, noted = batch.with_next(lambda sentence: sentence), [], {}
+        pairs = len(sentence) - self.model.reference
         for see, real, fake in zip(self.judges(), self.pyramid(batch.images), fakes.images, strict=True):
             with autocast(self.config.precision, real.device):
                 features, of_fakes = see(real), see(fake.detach())
                 logit, logit_fake = see.matching(features, sentence), see.matching(of_fakes, sentence)
-                logit_mismatch = see.matching(features[:-1], sentence[1:])
+                logit_mismatch = see.matching(features[:pairs], behind[:pairs])
                 alone, alone_fake = see.real(features), see.real(of_fakes)
             right = asks(alone, 1) + asks(logit, 1)
             wrong = asks(alone_fake, -1) + asks(logit_fake, -1) + asks(logit_mismatch, -1)
@@ -300,8 +306,8 @@ class AttnGAN(System):
                 loss = loss + asks(see.real(features), 1) + asks(see.matching(features, text.sentence), 1)
             regions, code = self.bridge.encode_regions(fakes.images[-1])
         words = self.bridge.project_words(text.words)
-        pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence
-        damsm = damsm_losses(*pairs, text.classes)
+        pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence, text.classes
+        damsm = damsm_losses(*(value if value is None else gather(value) for value in pairs))
         mean, log_variance = fakes.mean.float(), fakes.log_variance.float()
         noted["loss_kl"] = -(1 + log_variance - mean**2 - log_variance.exp()).mean() / 2
         noted |= {"loss_words": damsm[:2].sum(), "loss_sentence": damsm[2:].sum(), "loss_fool": loss}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import augmentation
 from ..clip.bridge import ClipBridge
 from ..config import Config, ConfigError, LafiteConfig
+from ..gathering import gather
 from ..losses import clip_similarity
 from ..precision import autocast
 from ..system import Batch, Losses, Noise, Phase, Role, Step, System, TextToImage
@@ -124,7 +125,7 @@ class Discriminator(nn.ModuleDict):
             x = block(x)
         logit, features = x
         products = features * text
-        return logit + (products.sum() if self.over_batch else products.sum(1)), features
+        return logit + (gather(products).sum() if self.over_batch else products.sum(1)), features
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float, rows: float = 0.0, reference: bool = False) -> Tensor:
@@ -256,7 +257,7 @@ class LAFITE(System):
 
     def contrast(self, a: Tensor, b: Tensor) -> Tensor:
         settings = self.settings
-        return contrast(a, b, settings.temperature, settings.rows, settings.reference).mean()
+        return contrast(gather(a), gather(b), settings.temperature, settings.rows, settings.reference).mean()
 
     # ------------------------------------------------------------ phases
 
@@ -277,14 +278,14 @@ class LAFITE(System):
 
     def path_losses(self, batch: Batch, step: Step) -> Losses:
         """Path length (StyleGAN2, sec. 3.2) of half the batch, in fp32: a step of w changes all pictures alike."""
-        generator, half = self.generator, (len(batch.images) + 1) // 2
-        batch = batch.share(slice(0, half), batch.images[:half])
+        generator, every_other = self.generator, slice(0, len(batch.images), 2)
+        batch = batch.share(every_other, batch.images[every_other])
         text, ws = self.text_of(batch, "g_path"), self.styles(batch, "g_path")
         pixels, direction = (batch.noise[name].to(text.device) for name in ("g_path pixels", "path"))
         images = generator.synthesise(ws, [text] * generator.late_blocks, pixels)
         change = (images * direction).sum() / generator.image_size
         (gradient,) = torch.autograd.grad(change, ws, create_graph=True)
-        lengths = gradient.square().sum(2).mean(1).sqrt()
+        lengths = gather(gradient.square().sum(2).mean(1).sqrt())
         mean = generator.path_mean.lerp(lengths.mean(), 0.01)
         generator.path_mean.copy_(mean.detach())
         penalty = (lengths - mean).square().mean()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..blocks import SLOPE
 from ..clip.bridge import ClipBridge
 from ..config import Config, ConfigError, FeaturesConfig, PictureConfig
+from ..gathering import BatchNorm
 from ..system import Batch, Losses, Text, TextToImage
 from .galip import GALIP, Fakes, Generator
 
@@ -103,12 +104,12 @@ class ImageBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(3, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(channels, 3, 3, padding=1, bias=False),
-            nn.BatchNorm2d(3),
+            BatchNorm(3),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
+        self.shortcut = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), BatchNorm(3))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H, W)."""

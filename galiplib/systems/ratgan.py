@@ -148,7 +148,10 @@ class AttentiveHead(Head):
 
 
 class RATGAN(DFGAN):
-    """DF-GAN's losses with the penalty as a step of its own: the discriminator twice, the generator once."""
+    """DF-GAN's losses with the penalty as a step of its own: the discriminator twice, the generator once.
+
+    The authors' batches are in falling length of their captions, so that mismatches are of a length; ours in no order.
+    """
 
     @classmethod
     def make_generator(cls, bridge: ClipBridge, config: RatganConfig) -> Generator:

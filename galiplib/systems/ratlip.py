@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..blocks import Affine, FinishedConv, conv3x3, split_condition
 from ..clip.bridge import ClipBridge
 from ..config import RatlipConfig
+from ..gathering import BatchNorm
 from .galip import GALIP, Generator
 
 ATTENTION_SLOPE = 0.01  # of the LeakyReLU in front of the shuffle attention
@@ -94,7 +95,7 @@ class AttentiveConv(FinishedConv):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels_out)
+        self.norm = BatchNorm(channels_out)
         self.attention = ShuffleAttention(channels_out)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -110,8 +111,7 @@ class RatlipGenerator(Generator):
         affine = BatchAffine if by_batch else Affine  # in the fusion blocks only, as published
         conv = AttentiveConv if config.attention else conv3x3
         super().__init__(bridge, config, affine, conv, STATE_DIM if recurrent else None)
-        self.batch_dependent = by_batch
-        self._warned = False
+        self.batch_dependent, self._warned = by_batch, False
         self.recurrent: RecurrentCondition | None = None
         if recurrent:
             steps = AFFINES * (len(self.fusion) + len(self.blocks))

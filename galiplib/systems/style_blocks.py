@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import SLOPE
+from ..gathering import gather, own
 
 GAIN = math.sqrt(2)  # what a leaky ReLU takes from the size of what passes
 SLOW = 0.01  # learning rate of the layers between noise or text and the styles, as a share
@@ -100,10 +101,12 @@ class DiscriminatorBlock(nn.Module):
 
 def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
     """Maps (B, C, h, h) with one more: how much the pictures of a group of four, or less, differ (B, C + 1, h, h)."""
-    size = max(size for size in range(1, group + 1) if len(x) % size == 0)
-    parts = x.unflatten(0, (size, -1)).float()  # (size, B / size, C, h, h)
+    maps = gather(x.float())
+    size = max(size for size in range(1, group + 1) if len(maps) % size == 0)
+    parts = maps.unflatten(0, (size, -1))  # (size, B / size, C, h, h)
     spread = ((parts - parts.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))  # (B / size,)
-    return torch.cat([x, spread.to(x.dtype).repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+    spread = own(spread.to(x.dtype).repeat(size))  # (B,)
+    return torch.cat([x, spread[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
 
 
 class Epilogue(nn.Module):
@@ -200,7 +203,7 @@ class Mapping(nn.Module):
     @torch.no_grad()
     def follow(self, w: Tensor) -> None:
         """Move the average by a step's w (B, W)."""
-        self.w_avg.lerp_(w.float().mean(0), 0.005)
+        self.w_avg.lerp_(gather(w.float()).mean(0), 0.005)
 
 
 class GeneratorBlock(nn.Module):
