@@ -12,7 +12,7 @@ SITE_STAMP := $(VENV)/.site
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo course test lab app board bench site lint clean
+.PHONY: help setup demo course test lab app board bench page site lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only (HOST=0
 
 app: $(STAMP)  ## the sampling panel as a web page, on this machine only (ARGS="--port 8877")
 	$(PY) -m galiplib.panel.app $(ARGS)
+
+page: $(STAMP)  ## the page that draws in the browser, for any static web server, in outputs/page (needs npm, once)
+	$(PY) site/page/make_page.py $(ARGS)
 
 board: $(STAMP)  ## watch training runs in TensorBoard, on this machine only (ARGS="--logdir outputs/birds")
 	$(BIN)/tensorboard --host 127.0.0.1 --logdir outputs $(ARGS)

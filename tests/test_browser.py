@@ -59,17 +59,18 @@ PIXELS = """async selector => {
 
 
 # contrast of texts with what is behind them, by the formula of WCAG; its level AA asks for 4.5
-CONTRAST = """() => ['.sampler-line', 'figcaption', '.sampler-caption label'].map(selector => {
+CONTRAST = """selectors => selectors.map(selector => {
   const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
   const light = colour => numbers(colour).slice(0, 3).map(v => v / 255)
     .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const element = document.querySelector('.sampler ' + selector);
+  const element = document.querySelector(selector);
   let behind = element;
   while (numbers(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
   const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light);
   return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 })"""
+TEXTS = [f".sampler {part}" for part in (".sampler-line", "figcaption", ".sampler-caption label")]
 
 
 @contextmanager
@@ -198,7 +199,7 @@ class Panel:
 @contextmanager
 def open_page(browser, **context):
     """A page 1,000 pixels wide, and what it writes to its console as errors."""
-    with browser.new_context(viewport={"width": 1000, "height": 1200}, accept_downloads=True, **context) as opened:
+    with browser.new_context(**{"viewport": {"width": 1000, "height": 1200}, **context}) as opened:
         page = opened.new_page()
         page.set_default_timeout(PATIENCE)
         errors = []
@@ -381,7 +382,7 @@ def test_a_minute_of_training_becomes_a_checkpoint(panel, outputs):
 def test_dark_theme(browser, lab):
     with open_page(browser) as (page, errors):
         panel = open_lab(page, errors, lab, dark=True)
-        contrast = page.evaluate(CONTRAST)
+        contrast = page.evaluate(CONTRAST, TEXTS)
         panel.screenshot("lab_dark")
         assert min(contrast) > 4.5, contrast
         panel.tab("Two captions")
@@ -416,7 +417,7 @@ def test_the_app(browser, app, theme):
         panel.caption.fill("a purple bird in a meadow")
         assert panel.again(lambda: panel.caption.press("Enter")) != before
         panel.screenshot(f"voila_{theme}")
-        assert min(page.evaluate(CONTRAST)) > 4.5
+        assert min(page.evaluate(CONTRAST, TEXTS)) > 4.5
         assert "Traceback" not in page.content() and "load_generator" not in page.content()
         outside = "cdn"  # the icons' style sheet is asked of a CDN; without a network that fails
         assert not [error for error in errors if outside not in error and "ERR_" not in error]
