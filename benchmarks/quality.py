@@ -87,7 +87,7 @@ def in_turns(configs: dict[str, Config], points: int, pictures: int, device: tor
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Distance and caption accuracy against training seconds."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6))
     curves = list(dict.fromkeys((row["configuration"], row["seed"]) for row in rows))
     for name, seed in curves:
         own = [row for row in rows if (row["configuration"], row["seed"]) == (name, seed)]
@@ -106,9 +106,9 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for axis in axes:
         axis.set_xlabel("seconds of training")
         axis.grid(alpha=0.3)
-    axes[1].legend(loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 0.04), frameon=False)
     figure.text(0.01, 0.01, title, fontsize=7, color="gray")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.tight_layout(rect=(0, 0.15, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -143,7 +143,7 @@ def test_quality_against_seconds(tmp_path):
     """Two steps of tiny networks, with and without a projected discriminator: a row a point, and a figure."""
     tiny = ["channels=4", "code_channels=8", "disc_channels=16", "head_channels=8", "fusion_blocks=1"]
     both = [f"model.{one}" for one in tiny] + ["data.train_size=24", "data.test_size=20", "train.batch_size=4"]
-    few = ("--steps", "2", "--points", "2", "--pictures", "8", "--out", str(tmp_path))
+    few = ("--seeds", "0", "--steps", "2", "--points", "2", "--pictures", "8", "--out", str(tmp_path))
     launch(run, 1, tmp_path, "quality.py", *few, "--candidate", "model.projected=lite0", "--both", *both)
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
     plain, other = "mini:galip", "mini:galip + model.projected=lite0"

@@ -142,7 +142,10 @@ def sample_file(
 
 
 def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin) -> None:
-    lines, weights = [], {name: value for name, value in asdict(origin).items() if name != "engine"}  # PNGs say by which
+    lines, weights = (
+        [],
+        {name: value for name, value in asdict(origin).items() if name != "engine"},
+    )  # PNGs say by which
     for path, recipe in planned.items():
         if path.exists():
             record = {"file": path.name, "caption": recipe.caption, "seed": recipe.seed, "settings": recipe.settings}
