@@ -294,7 +294,7 @@ def test_the_checkpoint_is_chosen_in_the_panel(trained, tmp_path):
     folder, config = trained
     panel = sampler.sampler_panel(load_generator(), folder=tmp_path, training=config)
     choice = find(panel, "checkpoint")
-    shipped = (("mini (shipped)", "mini"), ("birds64 (shipped)", "birds64"))
+    shipped = tuple((f"{name} (shipped)", name) for name in ("mini", "birds64", "flowers64"))
     assert choice.options == (*shipped, ("some/run", str(folder)))
     assert find(panel, "averaged").disabled
     shipped = pictures(panel)

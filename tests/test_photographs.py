@@ -94,11 +94,13 @@ def test_what_is_learned_by_heart_lies_nearer_than_photographs_to_each_other(tmp
     assert found["photographs"]["least"] <= found["photographs"]["5%"] <= found["photographs"]["50%"]
 
 
-def test_the_generator_of_birds_ships_with_its_record():
-    record, generator = generator_record("birds64"), load_generator("birds64")
+@pytest.mark.parametrize(("name", "thing"), [("birds64", "a small {} bird"), ("flowers64", "a flower with {} petals")])
+def test_generators_of_photographs_ship_with_their_record(name, thing):
+    record, generator = generator_record(name), load_generator(name)
     assert record["config"]["clip"]["name"] == "photos64" and record["steps"] == record["config"]["train"]["max_steps"]
     assert "no photograph is in this file" in record["terms"] and "galip train" in record["command"]
-    made = sample(generator, generator.bridge, ["a small red bird", "a small blue bird"], count=4, seed=0).images
+    assert record["config"]["data"]["folder"] is None and record["metrics"]["imagenet_frechet_images"] >= 300
+    made = sample(generator, generator.bridge, [thing.format("red"), thing.format("blue")], count=4, seed=0).images
     assert made.shape == (8, 3, 64, 64) and made.abs().max() <= 1
     red, blue = made.unflatten(0, (2, 4)).mean((1, 3, 4))  # (3,) each, the mean colour
     assert red[0] - red[2] > blue[0] - blue[2]

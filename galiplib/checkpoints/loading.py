@@ -22,7 +22,7 @@ from .published import export_reference as write_reference
 from .snapshots import is_snapshot, load_snapshot, of_lafite
 from .store import FOLDER, KIND, Checkpoints, recorded_config
 
-SHIPPED = {name: WEIGHTS / f"generator_{name}.safetensors" for name in ("mini", "birds64")}
+SHIPPED = {name: WEIGHTS / f"generator_{name}.safetensors" for name in ("mini", "birds64", "flowers64")}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -35,12 +35,12 @@ def load_generator(
     """An eval-mode generator, called as G(noise (B, Z), sentence (B, E)) -> (B, 3, H, W) in about [-1, 1].
 
     Args:
-        path: "mini" or "birds64" (shipped), a run folder or one of its checkpoints (the EMA weights), a `.safetensors`
-            file of `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, wrapped or their generator's
-            tensors alone (`published.as_reference`), of DF-GAN's, a `netG_*.pth` of RAT-GAN's or of DF-GAN's until
-            2022, a generator of AttnGAN's (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a network snapshot or state
-            dict of LAFITE's. The content says what a file is; RAT-GAN's model for flowers must have "flower" in its
-            path.
+        path: "mini", "birds64", "flowers64" (shipped), a run folder or one of its checkpoints (the EMA weights), a
+            `.safetensors` file of `Run.export`, a `state_epoch_*.pth` of GALIP's or RATLIP's authors, wrapped or their
+            generator's tensors alone (`published.as_reference`), of DF-GAN's, a `netG_*.pth` of RAT-GAN's or of
+            DF-GAN's until 2022, a generator of AttnGAN's (`netG_epoch_*.pth`, `bird_AttnGAN2.pth`), or a network
+            snapshot or state dict of LAFITE's. The content says what a file is; RAT-GAN's model for flowers must have
+            "flower" in its path.
         clip_model: the CLIP it was trained with; by default the one its configuration names. The authors' files hold
             the part of CLIP that the generator needs: without `clip_model` it runs, but can't encode captions; those
             of DF-GAN's, RAT-GAN's and AttnGAN's take a DAMSM, by `clip.damsm_files.load_damsm(folder)`.
