@@ -41,7 +41,7 @@ sampling, bf16, precisions, runs = map(Later, (".sampling.sample", ".sampling.bf
 
 PROFILES = sorted(path.stem for path in (Path(__file__).parent / "profiles").glob("*.yaml"))
 PROFILE_HELP = f"{', '.join(PROFILES)}, or a .yaml file; :ratlip behind it chooses a variant (see describe)"
-WEIGHTS_HELP = "mini, birds64, flowers64 (shipped), a run folder, a .safetensors or .onnx file, a .pth of a system's authors"
+WEIGHTS_HELP = "mini, birds64, flowers64 (shipped), a run folder, a .safetensors, .onnx or system's authors' .pth file"
 CLIP_HELP = "the CLIP it was trained with, by name or file; the authors' .pth needs one to read captions: ViT-B/32"
 MOVED = {"replay": "replay PNG", "to_seed": "walk CAPTION --to-seed N", "steps": "walk CAPTION --steps N"}
 SPLITS = ("train", "test")
