@@ -23,7 +23,7 @@ def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path,
     assert list(zip(rows.variant, rows.seed, strict=True)) == [(v, s) for s in (0, 1) for v in VARIANTS]
     named = [f"caption_accuracy.{name}" for name in ("body", "wing", "belly", "background")]
     assert rows.accuracy.tolist() == pytest.approx(rows[named].mean(axis=1).tolist())
-    assert rows.parameters.nunique() == 2 and rows.frechet_distance.nunique() == 4
+    assert rows.parameters.nunique() == 2 and rows.frechet_distance.nunique() == 4 and (rows.seconds > 0).all()
 
     generator = load_generator(rows.generator[1])
     assert generator.recurrent is not None
@@ -37,8 +37,9 @@ def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path,
     (tmp_path / "affine_seed1.json").unlink()  # as if stopped before it
     ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
     assert [(config.train.seed, config.system) for config in trained] == [(1, "galip")]
-    ablation.ab(VARIANTS, [0], 3, tmp_path, images=40, progress=False)  # another budget is another run
-    assert len(trained) == 3 and trained[-1].train.max_steps == 3
+    own = {"affine": 3, "as meant": 2}
+    rows = ablation.ab(VARIANTS, [0], own, tmp_path, images=40, progress=False)  # another budget is another run
+    assert len(trained) == 2 and trained[-1].train.max_steps == 3 and rows.steps.tolist() == [3, 2]
     assert json.loads((tmp_path / "affine_seed0.json").read_text())["row"] == {"accuracy": 0.5}
 
 

@@ -377,3 +377,24 @@ def test_decibels():
     }.items():  # fmt: skip
         with pytest.raises(checks.CheckFailed, match=said):
             checks.check_decibels(lambda made, wanted, wrong=wrong: decibels(made, wanted, **wrong))
+
+
+def test_exercise_modulated():
+    def modulated(x, weight, style, length=lambda own, style: style.square() @ own.T, root=0.5, padding=1):
+        made = F.conv2d(x * style[:, :, None, None], weight, padding=padding)
+        return made / (length(weight.square().sum((2, 3)), style) + 1e-8)[:, :, None, None] ** root
+
+    assert checks.check_modulated(lambda x, weight, style: None) == checks.NOT_TRIED
+    assert checks.check_modulated(modulated).startswith("passed")
+    for fn, message in (
+        (lambda x, w, s: F.conv2d(x * s[:, :, None, None], w, padding=1), "demodulation is missing"),
+        (lambda x, w, s: F.conv2d(x, w, padding=1), "modulation is missing"),
+        (lambda x, w, s: modulated(x, w, s, lambda own, style: own.sum(1).expand(len(style), -1)), "as they are"),
+        (lambda x, w, s: modulated(x, w, s, lambda own, style: style @ own.T), "its square their squared length"),
+        (lambda x, w, s: modulated(x, w, s, lambda own, style: (style**2 @ own.T).sum(1, True)), "each has its own"),
+        (lambda x, w, s: modulated(x, w, s, lambda own, style: (style + 9).square() @ own.T), "values are off"),
+        (lambda x, w, s: modulated(x, w, s, root=1), "take the root"),
+        (lambda x, w, s: modulated(x, w, s, padding=0), "a padding of 1"),
+    ):
+        with pytest.raises(checks.CheckFailed, match=message):
+            checks.check_modulated(fn)

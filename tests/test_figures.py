@@ -91,9 +91,10 @@ def test_every_part_is_drawn_and_lit(part):
     assert 2 <= len(lit) < len(list(root.iter(f"{SVG}g")))
 
 
-@pytest.mark.parametrize("name", ["galip.svg", "picture_input.svg"])
+@pytest.mark.parametrize("name", ["galip.svg", "picture_input.svg", "family.svg"])
 def test_boxes_hold_their_text(name):
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 15)  # a wide one
+    letters = int(re.search(r"font: (\d+)px", drawing(name).findtext(f"{SVG}style"))[1])
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", letters)  # a wide one
     boxes = [group for group in drawing(name).iter(f"{SVG}g") if "box" in group.get("class").split()]
     assert len(boxes) >= 15
     for group in boxes:

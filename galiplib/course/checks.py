@@ -534,3 +534,28 @@ def check_decibels(fn: Callable[[Tensor, Tensor], float]) -> str:
     }
     _compare(_number(_call(fn, made, wanted)), right, mistakes)
     return "passed: 40 dB is an error of a hundredth of the range"
+
+
+@exercise
+def check_modulated(fn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
+    """`fn(x (B, C, h, h), weight (O, C, 3, 3), style (B, C)) -> (B, O, h, h)`: modulated and demodulated kernels."""
+    draw = torch.Generator().manual_seed(0)
+    x, style = torch.randn(2, 3, 5, 5, generator=draw), torch.rand(2, 3, generator=draw) + 0.5
+    weight = torch.randn(4, 3, 3, 3, generator=draw)
+    plain, own = F.conv2d(x * style[:, :, None, None], weight, padding=1), weight.square().sum((2, 3))  # (O, C)
+    squares = style.square() @ own.T  # (B, O)
+
+    def over(squares: Tensor) -> Tensor:
+        return plain / squares.sqrt()[:, :, None, None]
+
+    mistakes = {
+        "demodulation is missing: divide each output channel by the length of its modulated kernel": plain,
+        "the length is that of the kernels as they are: the style belongs to them": over(own.sum(1)[None]),
+        "the style multiplies the kernels, so its square their squared length": over(style @ own.T),
+        "divided by the squared length: take the root": over(squares.square()),
+        "one length for all output channels: each has its own": over(squares.sum(1, keepdim=True)),
+        "modulation is missing: multiply the channels that come in by the style": F.conv2d(x, weight, padding=1),
+    }
+    hints: dict[Shape, str] = {(2, 4, 3, 3): "a padding of 1 keeps height and width"}
+    _compare(_call(fn, x, weight, style), over(squares), mistakes, hints)
+    return "passed: one convolution for all pictures"

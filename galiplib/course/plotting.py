@@ -1,7 +1,7 @@
 """Figures of the course, all in one quiet style. Every function takes arrays or records and returns a Figure.
 
 Figures are closed for pyplot, so that a notebook shows each once: as the value of its cell or by `display`.
-The two drawings of the systems are SVG files beside this one; `pipeline` shows them.
+The drawings of the systems are SVG files beside this one; `pipeline` shows them.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
 
 PARTS = dict.fromkeys("data clip generator discriminator training evaluation sampling".split(), "galip.svg")
 PARTS |= dict.fromkeys(("residual", "features"), "picture_input.svg")
+PARTS |= dict.fromkeys("family attngan dfgan ratgan lafite galip ratlip".split(), "family.svg")
 
 
 def pipeline(part: str) -> HTML:
-    """A system as a whole, with one of its `PARTS` lit; ink is that of the page around it.
+    """A system as a whole, or six of them, with one of the `PARTS` lit; ink is that of the page around it.
 
     Raises ValueError for another part.
     """

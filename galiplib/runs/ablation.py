@@ -31,10 +31,10 @@ Variants = Mapping[str, Mapping[str, Any]]  # name -> overrides of the profile
 
 
 def ab(
-    variants: Variants, seeds: Sequence[int], steps: int, folder: str | Path, profile: str = "mini",
-    images: int = 1000, progress: bool = True,
+    variants: Variants, seeds: Sequence[int], steps: int | Mapping[str, int], folder: str | Path,
+    profile: str = "mini", images: int = 1000, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train every variant with every seed for the same number of steps, and measure its averaged generator.
+    """Train every variant with every seed for the same number of steps, or its own, and measure its averaged generator.
 
     With the same seed, all variants see the same pictures, captions and noise in the same order.
 
@@ -46,27 +46,28 @@ def ab(
     Returns:
         A row a run, seed by seed: variant, seed, steps; what `measure_generator` gives, its dictionaries spread
         (`caption_accuracy.body`, ...); `accuracy` and `accuracy_held_out`, the means of the attributes; `parameters`
-        of the generator; and `generator`, its file.
+        of the generator; `seconds` of its training steps; and `generator`, its file.
 
     Raises:
         ConfigError: for a variant that sets what the profile doesn't know.
     """
-    runs = {
-        (name, seed): configure(changes, seed, steps, profile) for seed in seeds for name, changes in variants.items()
-    }
+    own = dict.fromkeys(variants, steps) if isinstance(steps, int) else steps
+    runs = {(name, seed): configure(variants[name], seed, own[name], profile) for seed in seeds for name in variants}
+    total = sum(config.train.max_steps for config in runs.values())
     rows = []
-    with tqdm(total=len(runs) * steps, desc="A/B", unit="step", mininterval=1, disable=not progress) as bar:
+    with tqdm(total=total, desc="A/B", unit="step", mininterval=1, disable=not progress) as bar:
         for (name, seed), config in runs.items():
             bar.set_postfix_str(f"{name}, seed {seed}")
             path = Path(folder) / f"{name.replace(' ', '_')}_seed{seed}.json"
             generator, found = path.with_suffix(".safetensors"), json.loads(path.read_text()) if path.is_file() else {}
             if found.get("images") == images and recorded_config(found["config"]) == config:
-                bar.update(steps)
+                bar.update(config.train.max_steps)
             else:
                 found = {"config": config.model_dump(mode="json"), "images": images}
                 found["row"] = _run(config, generator, images, bar)
                 write_json(path, found)
-            rows.append({"variant": name, "seed": seed, "steps": steps, **found["row"], "generator": str(generator)})
+            said = {"variant": name, "seed": seed, "steps": config.train.max_steps}
+            rows.append(said | found["row"] | {"generator": str(generator)})
     return pd.DataFrame(rows)
 
 
@@ -142,6 +143,7 @@ def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
         for name, key in (("accuracy", "caption_accuracy"), ("accuracy_held_out", "caption_accuracy_held_out")):
             row[name] = sum(results[key].values()) / len(results[key])
     row["parameters"] = sum(parameter.numel() for parameter in run.system.generator.parameters())
+    row["seconds"] = sum(report["seconds"] for report in run.history())
     run.export(file)
     shutil.rmtree(folder)
     return row
