@@ -55,6 +55,7 @@ def ab(
     runs = {(name, seed): configure(variants[name], seed, own[name], profile) for seed in seeds for name in variants}
     total = sum(config.train.max_steps for config in runs.values())
     rows = []
+    real: dict[str, Any] = {}
     with tqdm(total=total, desc="A/B", unit="step", mininterval=1, disable=not progress) as bar:
         for (name, seed), config in runs.items():
             bar.set_postfix_str(f"{name}, seed {seed}")
@@ -64,7 +65,7 @@ def ab(
                 bar.update(config.train.max_steps)
             else:
                 found = {"config": config.model_dump(mode="json"), "images": images}
-                found["row"] = _run(config, generator, images, bar)
+                found["row"] = _run(config, generator, images, bar, real)
                 write_json(path, found)
             said = {"variant": name, "seed": seed, "steps": config.train.max_steps}
             rows.append(said | found["row"] | {"generator": str(generator)})
@@ -124,8 +125,11 @@ def _open(config: Config, run_folder: Path, folder: Path) -> Run:
     return run
 
 
-def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
-    """Train, measure, write the generator -> the row. What was stopped goes on from the folder beside the file."""
+def _run(config: Config, file: Path, images: int, bar: tqdm, real: dict[str, Any]) -> dict[str, Any]:
+    """Train, measure, write the generator -> the row. What was stopped goes on from the folder beside the file.
+
+    `real` keeps the real pictures as they were seen, for the next run with the same data, CLIP and measures.
+    """
     folder = file.with_suffix("")
     recorded = folder / "config.json"
     if recorded.is_file() and recorded_config(json.loads(recorded.read_text())) != config:
@@ -136,7 +140,9 @@ def _run(config: Config, file: Path, images: int, bar: tqdm) -> dict[str, Any]:
         bar.update()
     settings = config.model_copy(update={"eval": config.eval.model_copy(update={"images": images})})
     row: dict[str, Any] = {}
-    results = measure_generator(run.system.ema, run.bridge, settings, run.held_out, progress=False).values
+    seen_by = f"{settings.data} {settings.clip} {settings.eval}"
+    found = measure_generator(run.system.ema, run.bridge, settings, run.held_out, False, real.get(seen_by))
+    results, real[seen_by] = found.values, found.real
     for name, value in results.items():
         row |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     if "caption_accuracy" in results:
