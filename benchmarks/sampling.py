@@ -17,10 +17,12 @@ from torch import Tensor
 
 import measure
 import subjects
+from galiplib.checkpoints.onnx import OnnxGenerator, export, opened
 from galiplib.clip.bridge import ClipBridge
 from galiplib.sampling.bf16 import to_bf16
 from galiplib.sampling.recipe import noise_of_seeds
 from galiplib.sampling.sample import sample
+from galiplib.system import TextToImage
 from galiplib.systems.galip import Generator
 from reference import Reference
 
@@ -36,10 +38,17 @@ def trained_like(size: str, bridge: ClipBridge) -> Generator:
     return generator.to(device=bridge.pixel_mean.device, memory_format=torch.channels_last).eval()
 
 
-def candidate(name: str, size: str, generator: Generator, batch: int) -> Callable[[], Tensor]:
-    """A call that draws a picture of each of `batch` captions -> (batch, 3, H, W); may change the generator."""
+def candidate(
+    name: str, size: str, generator: Generator, batch: int, model: bytes | None = None
+) -> Callable[[], Tensor]:
+    """A call that draws a picture of each of `batch` captions -> (batch, 3, H, W); may change the generator.
+
+    `model` is the generator as an ONNX file, by which it is to be drawn.
+    """
     whose, precision = name.split()[:2]
     bridge, texts = generator.bridge, subjects.captions(batch)
+    if model:
+        return ours(OnnxGenerator(bridge, *opened(model, name)), texts, False)
     if whose == "ours":
         return ours(to_bf16(generator) if precision == "bf16" else generator, texts, name.endswith("compiled"))
     theirs = Reference(bridge, subjects.config_of(size, "fp32"), precision=precision, training=False)
@@ -48,7 +57,7 @@ def candidate(name: str, size: str, generator: Generator, batch: int) -> Callabl
     return lambda: theirs.sample(bridge.tokenize(texts).to(noise.device), noise)
 
 
-def ours(generator: Generator, texts: list[str], compiled: bool) -> Callable[[], Tensor]:
+def ours(generator: TextToImage, texts: list[str], compiled: bool) -> Callable[[], Tensor]:
     if compiled:
         generator.compile(dynamic=False)
     return lambda: sample(generator, generator.bridge, texts, batch_size=len(texts)).images
@@ -78,22 +87,30 @@ def main() -> None:
     names += [f"ours {fast}"] if fast != "fp32" else []
     names += [f"ours {fast} compiled"] if args.compile else []
     machine = measure.machine(device, tuple(sorted({name.split()[1] for name in names})))
+    names += ["ours fp32 onnx"] if device.type == "cpu" else []
     print(machine)
     rows = []
     for size in args.sizes:
         bridge = subjects.bridge_of(size, device)
         generator = trained_like(size, bridge)
+        started = time.perf_counter()
+        model = export(generator, {}, text=False).draws if names[-1].endswith("onnx") else None
+        exporting = time.perf_counter() - started
         for batch in args.batches:
-            calls = {name: candidate(name, size, copy.deepcopy(generator), batch) for name in names}
+            calls = {
+                name: candidate(name, size, copy.deepcopy(generator), batch, model if name.endswith("onnx") else None)
+                for name in names
+            }
             started = time.perf_counter()
             pictures = {name: call() for name, call in calls.items()}
             first = time.perf_counter() - started
-            work = {name: measure.count(call) for name, call in calls.items() if not name.endswith("compiled")}
+            plain = [name for name in names if not name.endswith(("compiled", "onnx"))]
+            work = {name: measure.count(calls[name]) for name in plain}
             times = measure.alternate(calls, device, args.repeats, warm_up=1)
             for name in names:
                 middle, low, high = measure.ratio(times, names[0], name)
                 seconds, precision = statistics.median(times[name]), name.split()[1]
-                counted = work[name.removesuffix(" compiled")]
+                counted = work[name.removesuffix(" compiled").removesuffix(" onnx")]
                 error = (pictures[name] - pictures[names[0]]).square().mean().item()
                 row = {
                     "size": subjects.NAMES[size], "batch": batch, "sampling": name,
@@ -104,10 +121,12 @@ def main() -> None:
                     "floor, ms a picture": f"{1e3 * counted.floor(machine, precision) / batch:.1f}",
                     "PSNR, dB": f"{measure.psnr(error):.0f}",
                 }  # fmt: skip
-                if not args.no_memory and not name.endswith("compiled"):
+                if not args.no_memory and name in plain:
                     row["peak GB"] = f"{peak(size, batch, args.device, name):.2f}"
                 if name.endswith("compiled"):
                     row["first call, s"] = f"{first:.0f}"
+                if name.endswith("onnx"):
+                    row["export, s"] = f"{exporting:.0f}"
                 rows.append(row)
                 print(row)
     measure.write_table(f"sampling_{device.type}", rows, machine.name)
