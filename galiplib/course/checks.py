@@ -516,7 +516,8 @@ def check_nearest(fn: Callable[[Tensor, Tensor], Tensor]) -> str:
 @exercise
 def check_decibels(fn: Callable[[Tensor, Tensor], float]) -> str:
     """`fn(made (B, 3, H, W), wanted (B, 3, H, W)) -> float`: the PSNR of pictures in [-1, 1], in dB."""
-    made, wanted = torch.rand(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted, unlike = torch.rand(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    made = wanted + unlike * torch.tensor([0.1, 0.4])[:, None, None, None]
     error = (made - wanted).square()
     mean, each = float(error.mean()), error.flatten(1).mean(1)
     right = 10 * math.log10(4 / mean)
