@@ -18,6 +18,7 @@ from galiplib.checkpoints import onnx
 from galiplib.checkpoints.loading import export_onnx
 from galiplib.clip.damsm import TextEncoder, vocabulary_of
 from galiplib.clip.damsm_files import DamsmBridge
+from galiplib.config import build_config
 from galiplib.images import to_uint8
 from galiplib.sampling.provenance import Origin, fingerprint, read_png, save_picture
 from galiplib.sampling.recipe import Recipe
@@ -148,19 +149,19 @@ def test_a_missing_runtime_is_named_with_what_brings_it(exported, monkeypatch):
 # ---------------------------------------------------------------- other systems
 
 
-def system(tiny_config, name, bridge=None, **settings):
-    config = tiny_config(system=name, **settings)
+def untrained(name, bridge=None, **model):
+    config = build_config({"system": name, "model": model})
     torch.manual_seed(0)
     return make_generator(bridge or make_bridge(config), config).eval().requires_grad_(False)
 
 
 @pytest.mark.slow
-def test_words_and_an_lstm_over_captions_of_any_length(tiny_config):
+def test_words_and_an_lstm_over_captions_of_any_length():
     """AttnGAN with DAMSM, whose packed sequences torch's exporter doesn't know."""
     vocabulary = vocabulary_of(CAPTIONS)
     torch.manual_seed(0)
-    bridge = DamsmBridge(TextEncoder(len(vocabulary)), vocabulary)
-    found = onnx.export(system(tiny_config, "attngan", bridge, data__image_size=32, model__image_size=32), {})
+    bridge = DamsmBridge(TextEncoder(len(vocabulary)), vocabulary).eval()
+    found = onnx.export(untrained("attngan", bridge, channels=4, image_size=32), {})
     reads = onnx.session(found.reads)
     tokens = bridge.tokenize([*CAPTIONS, "a red bird"])
     given = [torch.from_numpy(value) for value in reads.run(None, {"tokens": tokens.numpy()})]
@@ -170,11 +171,12 @@ def test_words_and_an_lstm_over_captions_of_any_length(tiny_config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, settings",
-    [("ratlip", {"model__conditioning": "recurrent-reference", "model__attention": True}), ("lafite", {})],
-)
-def test_a_batch_as_a_sequence_and_a_truncation_of_its_own(tiny_config, name, settings):
-    generator = system(tiny_config, name, **settings)
+    "name, model",
+    [("ratlip", {"conditioning": "recurrent-reference", "channels": 4, "code_channels": 8, "fusion_blocks": 1}),
+     ("lafite", {"channels": 4, "most_channels": 8, "noise_dim": 8, "image_size": 32})],
+)  # fmt: skip
+def test_a_batch_as_a_sequence_and_a_truncation_of_its_own(name, model):
+    generator = untrained(name, **model)
     found = onnx.export(generator, {}, text=False)
     assert found.reads is None and found.difference < 1e-4
     record = onnx.opened(found.draws, "x")[1]
