@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     site, built = OUT / "html", OUT / "new"  # whole, or the one before stays
     for folder in ("pages", "new", "draw"):
         shutil.rmtree(OUT / folder, ignore_errors=True)
-    page = [sys.executable, SITE / "page" / "make_page.py", OUT / "draw", "--home", "../index.html"]
+    page = [sys.executable, str(SITE / "page" / "make_page.py"), str(OUT / "draw"), "--home", "../index.html"]
     draws = subprocess.run(page).returncode == 0  # without npm there is none, as it says
     gather(OUT / "pages", books, folders, draws)
     options = ["-W", "--keep-going", "-q", "-c", str(SITE), "-d", str(OUT / "doctrees")]
