@@ -142,10 +142,8 @@ def sample_file(
 
 
 def _write_manifest(planned: dict[Path, Recipe], manifest: Path, origin: Origin) -> None:
-    lines, weights = (
-        [],
-        {name: value for name, value in asdict(origin).items() if name != "engine"},
-    )  # PNGs say by which
+    lines = []
+    weights = {name: value for name, value in asdict(origin).items() if name != "engine"}  # that is in the PNGs
     for path, recipe in planned.items():
         if path.exists():
             record = {"file": path.name, "caption": recipe.caption, "seed": recipe.seed, "settings": recipe.settings}
