@@ -41,9 +41,15 @@ SHOWN: dict[str, dict[str, Any]] = {
     },
     "birds64": {
         "title": "Birds from photographs",
-        "about": "Learned from photographs, 64 x 64 pixels: a beginning, many without a head.",
+        "about": "Learned from photographs of birds, 64 x 64 pixels: a beginning, many without a head.",
         "examples": ["a small red bird with black wings", "this bird is yellow with a black head",
                      "a blue bird with a white belly"],
+    },
+    "flowers64": {
+        "title": "Flowers from photographs",
+        "about": "Learned from photographs of flowers, 64 x 64 pixels: a beginning.",
+        "examples": ["this flower has pink petals", "a yellow flower with a brown center",
+                     "the petals are white and the leaves are green"],
     },
 }  # fmt: skip
 
@@ -91,9 +97,14 @@ def words_of(vocabulary: Sequence[int]) -> list[str]:
 
 
 def export(name: str, folder: Path) -> dict[str, Any]:
-    """Write a shipped generator's two networks and what the page has to know of them -> its entry in the list."""
-    (generator, text), _ = export_onnx(name, folder / f"{name}.onnx", half=True)
+    """Write a shipped generator's two networks and what the page has to know of them -> its entry in the list.
+
+    Generators around one CLIP share its text side.
+    """
+    (generator, own), _ = export_onnx(name, folder / f"{name}.onnx", half=True)
     record = json.loads(next(p.value for p in onnx.load(generator).metadata_props if p.key == "record"))
+    text = folder / f"clip_{record['clip']}.onnx"
+    own.unlink() if text.exists() else own.rename(text)
     keys = ("checkpoint", "weights", "vocabulary", "context_length", "image_size", "noise_inputs", "licence")
     words = words_of(record["vocabulary"])
     known = [[p for p in alike if all(w in words for w in p.split())] for alike in SETS]
