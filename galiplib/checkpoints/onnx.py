@@ -73,10 +73,14 @@ class Reading(nn.Module):
 class OnnxLstm(nn.Module):
     """An nn.LSTM as ONNX has it, over sequences of any length; only to be traced."""
 
+    of_input: Tensor
+    of_state: Tensor
+    bias: Tensor
+
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
         self.batch_first, ends = lstm.batch_first, ("", "_reverse")[: 1 + lstm.bidirectional]
-        self.settings = {"hidden_size": lstm.hidden_size}
+        self.settings: dict[str, Any] = {"hidden_size": lstm.hidden_size}
         self.settings |= {"direction": "bidirectional"} if lstm.bidirectional else {}
 
         def stacked(name: str) -> Tensor:
@@ -132,7 +136,8 @@ def some_text(bridge: Any, wants: Collection[str]) -> tuple[Tensor | None, Text]
         sentence = torch.randn(TRIED, bridge.embed_dim, generator=random)
         return None, Text(sentence, words, behind) if "words" in wants else Text(sentence)
     if isinstance(bridge, DamsmBridge):
-        known = bridge.text.encoder.num_embeddings
+        encoder: Any = bridge.text
+        known = encoder.encoder.num_embeddings
         tokens = torch.randint(1, known, behind.shape, generator=random)
     else:  # the last two are the marks of begin and end
         known = bridge.model.token_embedding.num_embeddings
@@ -165,12 +170,12 @@ def traced(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], mos
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module.eval(), examples, dynamic_shapes=shapes, strict=False)
-            names = {"input_names": list(inputs), "output_names": outputs}
+            names: dict[str, Any] = {"input_names": list(inputs), "output_names": outputs}
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, **names)
     except Exception as error:  # of any kind: what tracing stumbles over can't be listed
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"this system or option of it can't be exported as ONNX: {why[0][:300]}") from error
-    model = made.model_proto
+    model: Any = made and made.model_proto
     for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -241,8 +246,8 @@ def export(generator: TextToImage, record: dict[str, Any], half: bool = False, t
     runtime()
     if isinstance(generator, OnnxGenerator):
         raise WeightsError("this is an ONNX file already: export the weights that it was made of")
-    own = copy.deepcopy(generator).to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    own.bridge.to("cpu", memory_format=torch.contiguous_format)
+    own = copy.deepcopy(generator).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    own.bridge.cpu().to(memory_format=torch.contiguous_format)
     bridge, decibels = own.bridge, float("inf")
     noise = torch.randn(TRIED, own.noise_dim, generator=torch.Generator().manual_seed(0))
     noise = torch.cat([noise, torch.linspace(0, 1, TRIED)[:, None]], dim=1) if own.truncates else noise
