@@ -29,7 +29,8 @@ from links import faults
 SITE = Path(__file__).parent
 ROOT = SITE.parent
 OUT = ROOT / "build" / "site"
-LIBRARY = ["docs/architecture.md", "docs/files.md", "data/README.md"]
+LIBRARY = ["docs/systems.md", "docs/photographs.md", "docs/evaluation.md"]
+LIBRARY += ["docs/architecture.md", "docs/files.md", "data/README.md"]
 MORE = ["benchmarks/README.md", "docs/launching.md", "docs/scaling.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 LAB = "http://localhost:8888/lab/tree"  # where `make lab` serves notebooks/
