@@ -306,8 +306,9 @@ class AttnGAN(System):
                 loss = loss + asks(see.real(features), 1) + asks(see.matching(features, text.sentence), 1)
             regions, code = self.bridge.encode_regions(fakes.images[-1])
         words = self.bridge.project_words(text.words)
-        pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence, text.classes
-        damsm = damsm_losses(*(value if value is None else gather(value) for value in pairs))
+        pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence
+        classes = None if text.classes is None else gather(text.classes)
+        damsm = damsm_losses(*map(gather, pairs), classes)
         mean, log_variance = fakes.mean.float(), fakes.log_variance.float()
         noted["loss_kl"] = -(1 + log_variance - mean**2 - log_variance.exp()).mean() / 2
         noted |= {"loss_words": damsm[:2].sum(), "loss_sentence": damsm[2:].sum(), "loss_fool": loss}
