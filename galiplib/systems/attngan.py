@@ -308,7 +308,8 @@ class AttnGAN(System):
         words = self.bridge.project_words(text.words)
         pairs = regions.float(), code.float(), words, cast(Tensor, text.mask), text.sentence
         classes = None if text.classes is None else gather(text.classes)
-        damsm = damsm_losses(*map(gather, pairs), classes)
+        found, code, words, mask, sentence = map(gather, pairs)
+        damsm = damsm_losses(found, code, words, mask, sentence, classes)
         mean, log_variance = fakes.mean.float(), fakes.log_variance.float()
         noted["loss_kl"] = -(1 + log_variance - mean**2 - log_variance.exp()).mean() / 2
         noted |= {"loss_words": damsm[:2].sum(), "loss_sentence": damsm[2:].sum(), "loss_fool": loss}
