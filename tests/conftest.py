@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread a process, of tests in parallel and of what they start
 
@@ -9,6 +10,8 @@ from galiplib.clip.bridge import CLIP, ClipBridge
 from galiplib.clip.training import new_clip, vocabulary_of
 from galiplib.config import load_config
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where tests of Ctrl-C would wait
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY = {
     "model.channels": 4,
     "model.code_channels": 8,

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from 10 and 10
 SMALL = {
     "model.channels": 4, "model.code_channels": 8, "model.disc_channels": 16, "model.head_channels": 8,
     "model.fusion_blocks": 1, "model.projected": "", "train.batch_size": 4, "data.train_size": 24, "data.test_size": 20,
+    "eval.features": ["judge"], "eval.diversity": 2,
 }  # fmt: skip
 VARIANTS = {"affine": SMALL, "as meant": SMALL | {"system": "ratlip"}}
 
