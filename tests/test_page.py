@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_browser import CHROMIUM, CONTRAST, FLAGS, PATIENCE, PIXELS, ROOT, open_page, playwright
+from test_browser import CHROMIUM, CONTRAST, PATIENCE, PIXELS, ROOT, chromium, open_page, playwright
 
 from galiplib.clip.bridge import ClipBridge
 from galiplib.clip.files import load_clip
@@ -76,10 +76,8 @@ def address(folder):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Page:

@@ -152,13 +152,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def page(served):
     """A page of a browser, and what went wrong in it since it was last emptied."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    from playwright.sync_api import sync_playwright
-    from test_browser import CHROMIUM, FLAGS
+    from test_browser import CHROMIUM, chromium
 
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page, wrong = browser.new_page(), []
         page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -168,7 +166,6 @@ def page(served):
             "request", lambda request: request.url.startswith((served, "data:", "blob:")) or wrong.append(request.url)
         )
         yield page, wrong
-        browser.close()
 
 
 @pytest.mark.browser
