@@ -3,6 +3,7 @@
 Screenshots go to outputs/screenshots, or where GALIP_SCREENSHOTS says.
 """
 
+import gzip
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 from PIL import Image
 from test_browser import CHROMIUM, CONTRAST, PATIENCE, PIXELS, ROOT, chromium, open_page, playwright
 
@@ -360,10 +362,10 @@ def test_without_simd(browser, address):
 @pytest.mark.parametrize("how", ["gone", "short", "foreign"])
 def test_weights_that_do_not_arrive(browser, address, folder, how):
     answers = {"gone": {"status": 404}, "short": {"body": b"x" * 1000}}
-    answers["foreign"] = {"body": b"x" * (folder / "mini.onnx").stat().st_size}
-    said = {"gone": "the server says 404", "short": "1000 bytes of", "foreign": "mini.onnx can't be opened"}
+    answers["foreign"] = {"body": b"x" * (folder / "mini.planes.gz").stat().st_size}
+    said = {"gone": "the server says 404", "short": "1000 bytes of", "foreign": "mini.planes.gz can't be opened"}
     with open_page(browser) as (page, _):
-        page.route("**/mini.onnx", lambda route: route.fulfill(**answers[how]))
+        page.route("**/mini.planes.gz", lambda route: route.fulfill(**answers[how]))
         mine = Page(page, address)
         mine.says(said[how], "#error")
         page.unroute_all()
@@ -375,10 +377,28 @@ def test_weights_that_do_not_arrive(browser, address, folder, how):
 
 def test_the_folder_is_small_and_refers_to_nothing_outside(folder):
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    assert sum(sizes.values()) < 14e6, sizes
+    assert sum(sizes.values()) < 11e6, sizes
     for file in folder.glob("*.[jhc]*s*"):
         assert file.name == "ort.js" or "://" not in file.read_text().replace("http://localhost:8000", ""), file
     assert json.loads((folder / "models.json").read_text())["home"] == "../index.html"
+
+
+def test_what_generators_share_is_written_once_and_merged_again(tmp_path):
+    weights = {name: numpy_helper.from_array(np.float16(values), name) for name, values in
+               {"eye": [1, 2], "first": [3, 4], "second": [5, 6]}.items()}  # fmt: skip
+    models = [make_page.ModelProto(graph={"name": own, "initializer": [weights["eye"], weights[own]]})
+              for own in ("first", "second")]  # fmt: skip
+    parts = [*models, make_page.taken_out(models)]
+    assert [[w.name for w in part.graph.initializer] for part in parts] == [["first"], ["second"], ["eye"]]
+    bodies = []
+    for part in parts:
+        entry = make_page.write_packed(part, tmp_path / "part.planes.gz")
+        content = gzip.decompress((tmp_path / entry["file"]).read_bytes())
+        body = bytearray(len(content))
+        body[::2], body[1::2] = content[: len(body[::2])], content[len(body[::2]) :]
+        bodies.append(bytes(body))
+    whole = make_page.ModelProto.FromString(bodies[1] + bodies[2])
+    assert whole.graph.name == "second" and sorted(w.name for w in whole.graph.initializer) == ["eye", "second"]
 
 
 def test_words_are_words():

@@ -171,7 +171,7 @@ def traced(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], mos
             warnings.simplefilter("ignore")
             program = torch.export.export(module.eval(), examples, dynamic_shapes=shapes, strict=False)
             names: dict[str, Any] = {"input_names": list(inputs), "output_names": outputs}
-            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, **names)
+            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
     except Exception as error:  # of any kind: what tracing stumbles over can't be listed
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"this system or option of it can't be exported as ONNX: {why[0][:300]}") from error

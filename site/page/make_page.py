@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
+from onnx import ModelProto
 
-from galiplib.checkpoints.loading import export_onnx
+from galiplib.checkpoints.loading import load_with_config, noted
+from galiplib.checkpoints.onnx import export
 from galiplib.clip.bridge import bpe_tokenizer
 from galiplib.clip.files import clip_record
 from galiplib.data.minibirds import ATTRIBUTES, COLOURS, PLACES
@@ -96,23 +97,58 @@ def words_of(vocabulary: Sequence[int]) -> list[str]:
     return [word for word in likely if word.isalpha()]
 
 
-def export(name: str, folder: Path) -> dict[str, Any]:
-    """Write a shipped generator's two networks and what the page has to know of them -> its entry in the list.
+def write_models(names: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Write shipped generators, what the page has to know of each -> its list of them.
 
-    Generators around one CLIP share its text side.
+    What generators around one CLIP have in common, its text side and the frozen weights that they look through, is
+    written once.
     """
-    (generator, own), _ = export_onnx(name, folder / f"{name}.onnx", half=True)
-    record = json.loads(next(p.value for p in onnx.load(generator).metadata_props if p.key == "record"))
-    text = folder / f"clip_{record['clip']}.onnx"
-    own.unlink() if text.exists() else own.rename(text)
-    keys = ("checkpoint", "weights", "vocabulary", "context_length", "image_size", "noise_inputs", "licence")
-    words = words_of(record["vocabulary"])
-    known = [[p for p in alike if all(w in words for w in p.split())] for alike in SETS]
-    files = {kind: as_entry(file) for kind, file in (("generator", generator), ("text", text))}
-    facts = {"name": name, **SHOWN[name], **{key: record[key] for key in keys}, **files, "words": words}
-    facts["sets"] = [alike for alike in known if len(alike) > 1]
-    (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
-    return {"name": name, "title": SHOWN[name]["title"]}
+    facts: dict[str, dict[str, Any]] = {}
+    around: dict[str, dict[str, ModelProto]] = {}  # generators by CLIP
+    for name in names:
+        generator, config = load_with_config(name)
+        exported = export(generator, noted(name, config), half=True)
+        draws, reads = ModelProto.FromString(exported.draws), ModelProto.FromString(exported.reads or b"")
+        record = json.loads(next(p.value for p in draws.metadata_props if p.key == "record"))
+        words = words_of(record["vocabulary"])
+        known = [[p for p in alike if all(w in words for w in p.split())] for alike in SETS]
+        keys = ("checkpoint", "weights", "vocabulary", "context_length", "image_size", "noise_inputs", "licence")
+        facts[name] = {"name": name, **SHOWN[name], **{key: record[key] for key in keys}, "words": words}
+        facts[name]["sets"] = [alike for alike in known if len(alike) > 1]
+        facts[name]["text"] = write_packed(reads, folder / f"clip_{record['clip']}_text.planes.gz")
+        around.setdefault(record["clip"], {})[name] = draws
+    for clip, generators in around.items():
+        if len(generators) > 1:
+            shared = write_packed(taken_out(list(generators.values())), folder / f"clip_{clip}_eyes.planes.gz")
+            for name in generators:
+                facts[name]["shared"] = shared
+        for name, draws in generators.items():
+            facts[name]["generator"] = write_packed(draws, folder / f"{name}.planes.gz")
+            (folder / f"{name}.json").write_text(json.dumps(facts[name]), encoding="utf-8")
+    return [{"name": name, "title": SHOWN[name]["title"]} for name in names]
+
+
+def taken_out(models: Sequence[ModelProto]) -> ModelProto:
+    """Take what weights some models have in common out of them -> a model of these alone."""
+    same = set.intersection(*({w.SerializeToString() for w in model.graph.initializer} for model in models))
+    shared = ModelProto()
+    shared.graph.initializer.extend(w for w in models[0].graph.initializer if w.SerializeToString() in same)
+    for model in models:
+        own = [w for w in model.graph.initializer if w.SerializeToString() not in same]
+        model.graph.ClearField("initializer")
+        model.graph.initializer.extend(own)
+    return shared
+
+
+def write_packed(model: ModelProto, path: Path) -> dict[str, Any]:
+    """Write (a part of) a model as the worker unpacks it -> its entry in the list.
+
+    Weights in fp16 pack better with their halves apart: sign and exponent repeat themselves, the rest is noise.
+    """
+    model.ClearField("metadata_props")  # what the page needs of it stands in its facts
+    body = model.SerializeToString(deterministic=True)
+    path.write_bytes(packed(body[::2] + body[1::2]))
+    return as_entry(path)
 
 
 def as_entry(file: Path) -> dict[str, Any]:
@@ -148,7 +184,7 @@ def build_page(out: str | Path, generators: Sequence[str] = tuple(SHOWN), home: 
             (folder / ours).write_bytes(packed(data) if ours.endswith(".gz") else data)
         merges = "\n".join(" ".join(pair) for pair in bpe_tokenizer().bpe_ranks)
         (folder / "merges.txt.gz").write_bytes(packed(merges.encode()))
-        models = [export(name, folder) for name in generators]
+        models = write_models(generators, folder)
         write_json(folder / MINE, {"runtime": as_entry(folder / "ort.wasm.gz"), "home": home, "models": models})
         shutil.rmtree(out, ignore_errors=True)
         folder.rename(out)

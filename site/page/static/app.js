@@ -172,7 +172,8 @@ async function merges() {
 
 async function load() {
   const facts = await (await arrived(`${$("generator").value}.json`)).json();
-  const files = { generator: facts.generator, text: facts.text, runtime: model ? undefined : catalogue.runtime };
+  const { generator, shared, text } = facts;
+  const files = { generator, shared, text, runtime: model ? undefined : catalogue.runtime };
   const max = Object.values(files).reduce((sum, file) => sum + (file?.bytes ?? 0), 0);
   Object.assign($("progress"), { hidden: false, max, value: 0 });
   say(`Loading ${facts.title}, ${(max / 1e6).toFixed(1)} MB …`);

@@ -29,27 +29,42 @@ async function fetched({ file, bytes }, say) {
   return new Blob(parts);
 }
 
-async function opened(blob, { file }) {
+async function unpacked(blob) {
+  return new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
+
+// A model, or a part of one, as write_packed of make_page.py stored it: all even bytes before all odd ones.
+async function model(blob) {
+  const bytes = new Uint8Array(await unpacked(blob));
+  const whole = new Uint8Array(bytes.length);
+  const odd = Math.ceil(bytes.length / 2);
+  for (let i = 0; i < odd; i++) whole[2 * i] = bytes[i];
+  for (let i = odd; i < bytes.length; i++) whole[2 * (i - odd) + 1] = bytes[i];
+  return whole;
+}
+
+// Parts of a model behind one another are the model: protocol buffers merge what is repeated.
+async function opened(parts, { file }) {
   try {
-    const model = new Uint8Array(await blob.arrayBuffer());
-    return await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
+    const whole = await new Blob(await Promise.all(parts.map(model))).arrayBuffer();
+    return await ort.InferenceSession.create(whole, { executionProviders: ["wasm"] });
   } catch (error) {
     throw new Error(`${file} can't be opened (${error.message}).`);
   }
 }
 
 const calls = {
-  // A model's two networks in place of the ones before; with the first of them the runtime.
-  async load({ generator, text, runtime }, say) {
-    const wanted = [generator, text, runtime].filter(Boolean);
-    const [drawing, reading, packed] = await Promise.all(wanted.map((file) => fetched(file, say)));
-    if (packed) {
-      const unpacked = packed.stream().pipeThrough(new DecompressionStream("gzip"));
-      ort.env.wasm.wasmBinary = await new Response(unpacked).arrayBuffer();
+  // A model's networks in place of the ones before; with the first of them the runtime.
+  async load({ generator, shared, text, runtime }, say) {
+    const wanted = [generator, shared, text, runtime].map((file) => file && fetched(file, say)); // some there are not
+    const [drawing, common, reading, started] = await Promise.all(wanted);
+    if (started) {
+      ort.env.wasm.wasmBinary = await unpacked(started);
       ort.env.wasm.numThreads = 1; // more would need headers that simple servers don't send
     }
     const before = networks ? Object.values(networks) : [];
-    networks = { text: await opened(reading, text), generator: await opened(drawing, generator) };
+    const parts = common ? [drawing, common] : [drawing];
+    networks = { text: await opened([reading], text), generator: await opened(parts, generator) };
     for (const network of before) await network.release();
   },
 
