@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from galiplib.config import MODELS, load_config
 from galiplib.course.plotting import draw_comparison
 from galiplib.evaluation import Comparison, EvaluationError, compare
 from galiplib.evaluation.comparison import label_of, published
@@ -98,6 +99,23 @@ def test_compare_checkpoints_and_an_export(tiny_config, tmp_path, monkeypatch):
     assert repeated.table.loc["shipped"].equals(found.table.loc["shipped"])
     with pytest.raises(AssertionError, match="second time"):  # another protocol is another evaluation
         compare(paths[:1], "mini", SMALL | {"eval.seed": 1}, tmp_path / "out", progress=False)
+
+
+SIX = sorted(MODELS.keys() - {"residual", "features"})
+
+
+@pytest.mark.slow
+def test_systems_side_by_side(tmp_path):
+    """One table of generators of all systems, whatever they ask of captions and noise."""
+    small = {"model.channels": 2, "data.train_size": 4, "data.test_size": 20, "train.precision": "fp32"}
+    for name in SIX:
+        run = Run(tmp_path / "runs" / name, load_config(f"mini:{name}", small), "cpu", progress=False)
+        run.export(tmp_path / f"{name}.safetensors")
+    paths = [tmp_path / f"{name}.safetensors" for name in SIX]
+    found = compare(paths, "mini", SMALL | {"eval.diversity": 0, "eval.metrics": ()}, tmp_path, progress=False)
+    assert found.measured == SIX
+    similarity = found.table.loc[SIX, "clip_similarity"]
+    assert (similarity < found.first["clip_similarity_real"]).all() and similarity.nunique() == len(SIX)
 
 
 def test_labels_and_errors(tmp_path):
