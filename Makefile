@@ -26,7 +26,7 @@ course: $(STAMP)  ## run all notebooks in order (ARGS="02 03" for some of them)
 	$(PY) -m galiplib.course run $(ARGS)
 
 test: $(STAMP)  ## run the tests, a process a core, four at most (ARGS="-m 'not slow'" for the fast ones, WORKERS=0 for one process)
-	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only (HOST=0.0.0.0: from others, too)
 	$(BIN)/jupyter lab --ServerApp.ip=$(HOST) --ServerApp.root_dir=notebooks $(ARGS)

@@ -12,6 +12,8 @@ from galiplib.config import load_config
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where tests of Ctrl-C would wait
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# A file is a worker's (--dist loadfile), so that its fixtures are made once; begun first, what takes longest:
+LONGEST = "browser page processes parity onnx survival launch elastic compiling".split()
 TINY = {
     "model.channels": 4,
     "model.code_channels": 8,
@@ -28,6 +30,11 @@ TINY = {
     "train.precision": "fp32",  # the same on every machine
     "clip.precision": "fp32",
 }
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +62,7 @@ def small_bridge(small_clip):
 
 @pytest.fixture(scope="session")
 def published_clip():
-    """A CLIP as ViT-B/32 with the weights behind the reference numbers: for tests of the group "parity"."""
+    """A CLIP as ViT-B/32 with the weights behind the reference numbers."""
     from test_parity import rule
 
     model = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).float()

@@ -20,11 +20,23 @@ VARIANTS = {"affine": SMALL, "as meant": SMALL | {"system": "ratlip"}}
 
 
 def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path, monkeypatch):
+    seen, step = [], training.train_step
+
+    def watched(*args, **more):
+        batch = args[2]
+        seen.append((batch.images, batch.text.sentence, batch.noise["z"]))
+        return step(*args, **more)
+
+    monkeypatch.setattr(training, "train_step", watched)
     rows = ablation.ab(VARIANTS, [0, 1], 2, tmp_path, images=40, progress=False)
     assert list(zip(rows.variant, rows.seed, strict=True)) == [(v, s) for s in (0, 1) for v in VARIANTS]
     named = [f"caption_accuracy.{name}" for name in ("body", "wing", "belly", "background")]
     assert rows.accuracy.tolist() == pytest.approx(rows[named].mean(axis=1).tolist())
     assert rows.parameters.nunique() == 2 and rows.frechet_distance.nunique() == 4 and (rows.seconds > 0).all()
+
+    for one, other in zip(seen[:2], seen[2:4], strict=True):  # same seed, same data and noise for all variants
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(seen[0][2], seen[1][2]) and not torch.equal(seen[0][2], seen[4][2])
 
     generator = load_generator(rows.generator[1])
     assert generator.recurrent is not None
@@ -42,22 +54,6 @@ def test_ab_measures_every_variant_with_every_seed_and_repeats_nothing(tmp_path,
     rows = ablation.ab(VARIANTS, [0], own, tmp_path, images=40, progress=False)  # another budget is another run
     assert len(trained) == 2 and trained[-1].train.max_steps == 3 and rows.steps.tolist() == [3, 2]
     assert json.loads((tmp_path / "affine_seed0.json").read_text())["row"] == {"accuracy": 0.5}
-
-
-def test_same_seed_same_data_and_noise_for_all_variants(tmp_path, monkeypatch):
-    seen = []
-    step = training.train_step
-
-    def watched(*args, **more):
-        batch = args[2]
-        seen.append((batch.images, batch.text.sentence, batch.noise["z"]))
-        return step(*args, **more)
-
-    monkeypatch.setattr(training, "train_step", watched)
-    ablation.ab(VARIANTS, [3], 2, tmp_path, images=40, progress=False)
-    for one, other in zip(seen[:2], seen[2:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(seen[0][2], seen[1][2])
 
 
 def test_spread_over_the_seeds():

@@ -21,7 +21,7 @@ from galiplib.runs.log import read_lines
 from galiplib.runs.run import Run
 
 PLAIN = TINY | {"train.evaluate_every": 0, "train.sample_every": 1000}
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 
 def opened(folder, **more):

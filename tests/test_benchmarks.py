@@ -123,14 +123,12 @@ def run(rank, folder, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_every_benchmark_can_be_imported(tmp_path):
     """They run for minutes, so that a name that moved is found here."""
     launch(run, 1, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_a_benchmark_measures_what_it_says(tmp_path):
     """The smallest one, to its end: a training step of mini at batch 2."""
     launch(run, 1, tmp_path, "train_step.py", "--sizes", "mini", "--batch", "2", "--only", "ours fp32")
@@ -138,7 +136,6 @@ def test_a_benchmark_measures_what_it_says(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_quality_against_seconds(tmp_path):
     """Two steps of tiny networks, with and without a projected discriminator: a row a point, and a figure."""
     tiny = ["channels=4", "code_channels=8", "disc_channels=16", "head_channels=8", "fusion_blocks=1"]

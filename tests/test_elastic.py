@@ -46,7 +46,6 @@ def wait_for(condition, process, seconds=300):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_a_killed_worker_costs_only_the_steps_since_the_checkpoint(tmp_path):
     process = torchrun(tmp_path / "killed")
     try:

@@ -420,7 +420,6 @@ def _tiny():
 
 @few_samples
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_measure_what_one_does(tmp_path):
     """23 pictures of 21 birds, 12 of 3 captions: the first two don't divide."""
     launch(_measure_a_share, 2, tmp_path)

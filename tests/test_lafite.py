@@ -33,7 +33,6 @@ from galiplib.system import Batch, Step, Text
 from galiplib.systems.lafite import contrast, geometry
 from galiplib.training import Optimizers, random_of, train_step, update_ema
 
-pytestmark = pytest.mark.xdist_group("parity")  # a CLIP at full size
 HERE = Path(__file__).parent / "reference"
 SLOW = ("mapping.fc", ".pre_0.", ".pre_1.")
 SIZES = {"channels": 32, "most_channels": 64, "image_size": 64}  # of the network of the numbers

@@ -22,7 +22,6 @@ from galiplib.runs.interrupts import Stopped
 from galiplib.runs.launch import train_in_processes
 from galiplib.runs.log import read_lines
 
-pytestmark = pytest.mark.xdist_group("processes")
 SETTINGS = TINY | {
     "train.max_steps": 10, "train.checkpoint_every": 1, "train.sample_every": 100, "train.evaluate_every": 0,
 }  # fmt: skip

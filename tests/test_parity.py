@@ -24,7 +24,6 @@ from galiplib.losses import matching_aware_penalty
 from galiplib.system import Batch, Text
 from galiplib.training import Optimizers, train_step
 
-pytestmark = pytest.mark.xdist_group("parity")  # networks at full size: made once, begun early
 HERE = Path(__file__).parent / "reference"
 ATTENTION = ("cweight", "cbias", "sweight", "sbias")
 

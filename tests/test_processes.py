@@ -25,10 +25,7 @@ TINY = {
     "train.precision": "fp32",
 }  # fmt: skip
 FEW = 42  # pictures of an evaluation on the way, instead of 1,000
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with"),
-    pytest.mark.xdist_group("processes"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Fréchet distance from", "ignore:going on with")
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,6 @@ def page(served):
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_every_page_opens_without_an_error_or_a_request_elsewhere(served, page):
     page, wrong = page
     said = faults(BUILT)[0]
@@ -183,7 +182,6 @@ def test_every_page_opens_without_an_error_or_a_request_elsewhere(served, page):
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_search_solutions_formulas_and_the_theme(served, page):
     page, wrong = page
     page.goto(f"{served}/notebooks/01_data.html")

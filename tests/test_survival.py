@@ -111,7 +111,6 @@ def test_stop_signals_end_after_the_step_and_the_run_goes_on_exactly(opened):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.xdist_group("whole")
 def test_an_interruption_inside_a_step_costs_only_that_step(whole, opened, monkeypatch):
     run = opened()
     apply = type(run.optimizers.adam["generator"]).step
@@ -228,7 +227,6 @@ def flipped(data):
     return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
 
 
-@pytest.mark.xdist_group("whole")
 @pytest.mark.parametrize("damage", [cut, flipped, lambda data: b"", lambda data: b"x" * 5000])
 def test_of_a_damaged_checkpoint_the_one_before_is_used(whole, four_steps, opened, tmp_path, damage):
     shutil.copytree(four_steps, tmp_path / "run")
