@@ -8,7 +8,9 @@ import torch
 from launch import launch
 
 from galiplib import load_config, load_generator, sample
-from galiplib.build import make_bridge, make_system
+from galiplib.build import make_system
+from galiplib.clip.bridge import ClipBridge
+from galiplib.clip.training import new_clip
 from galiplib.config import ConfigError
 from galiplib.data import BadRow, DataError
 from galiplib.distributed import Workers, check_batch, same_failure
@@ -69,9 +71,14 @@ RECIPES = (
     ("mini:lafite", LAFITE | {"model.reference": True, "model.contrasts": [2, 2, 1, 1], "model.from_pictures": 0.5}),
 )
 
+CLIP = {
+    "embed_dim": 32, "image_resolution": 56, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 8,
+    "context_length": 8, "transformer_width": 32, "transformer_heads": 1, "transformer_layers": 1,
+}  # fmt: skip
+
 
 def steps_in_double(workers, recipe):
-    """Three steps in double precision, lazy phases among them, of the energy score one -> the losses, and all tensors.
+    """Two steps in double precision, all lazy phases in the second, of the energy score one -> losses, and all tensors.
 
     In single precision Adam makes whole steps of gradients that cancel but for rounding; below its epsilon it doesn't.
     """
@@ -80,7 +87,8 @@ def steps_in_double(workers, recipe):
         settings = settings | {"train.accumulate": 4 // workers.size}
     config = load_config(profile, settings | {"train.max_steps": 16})
     size = config.train.batch_size
-    bridge = make_bridge(config).double()
+    torch.manual_seed(0)
+    bridge = ClipBridge(new_clip(CLIP, [0, 1]).requires_grad_(False)).double()
     for module in bridge.modules():
         if isinstance(module, torch.nn.LayerNorm):
             module.__class__ = torch.nn.LayerNorm  # CLIP's own goes through single precision
@@ -91,7 +99,7 @@ def steps_in_double(workers, recipe):
             stage.double()
     optimizers = Optimizers(system, config.train)
     random, reports = torch.Generator().manual_seed(3), []
-    for step in (1,) if energy else (1, 4, 16):
+    for step in (1,) if energy else (1, 16):
         images, sentence, picture, words = (
             torch.randn(size, *shape, generator=random, dtype=torch.float64) * scale
             for shape, scale in (((3, 56, 56), 0.3), ((bridge.embed_dim,), 1), ((bridge.embed_dim,), 1),
@@ -127,7 +135,7 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_a_batch_exactly(processes, alone, tmp_path):
-    """Losses, gradients, parameters and EMA after three steps are those of one process with the whole batch."""
+    """Losses, gradients, parameters and EMA after two steps are those of one process with the whole batch."""
     launch(step_in_process, processes, tmp_path)
     for rank in range(processes):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
