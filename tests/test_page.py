@@ -359,6 +359,10 @@ def test_without_simd(browser, address):
         assert not errors
 
 
+def answering(answer):
+    return lambda route: route.fulfill(**answer)
+
+
 def test_weights_that_do_not_arrive(browser, address, folder):
     foreign = b"x" * (folder / "mini.planes.gz").stat().st_size
     with open_page(browser) as (page, _):
@@ -368,7 +372,7 @@ def test_weights_that_do_not_arrive(browser, address, folder):
             ({"body": b"x" * 1000}, "1000 bytes of"),
             ({"body": foreign}, "mini.planes.gz can't be opened"),
         ):
-            page.route("**/mini.planes.gz", lambda route, answer=answer: route.fulfill(**answer))
+            page.route("**/mini.planes.gz", answering(answer))
             if page.url == "about:blank":
                 mine = Page(page, address)
             else:
