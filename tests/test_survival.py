@@ -135,8 +135,7 @@ def test_killed_at_random_times_it_ends_as_if_nothing_had_been(tmp_path):
     """Kill -9, a few rounds; benchmarks/kill.py makes it twenty."""
     settings = [
         "train.max_steps=8", "train.checkpoint_every=2", "train.batch_size=4", "data.train_size=24",
-        "model.channels=2", "model.disc_channels=8", "model.projected=", "train.evaluate_every=0",
-        "train.sample_every=3",
+        "model.channels=2", "model.disc_channels=8", "train.evaluate_every=0", "train.sample_every=3",
     ]  # fmt: skip
     command = [sys.executable, "-m", "galiplib.cli", "train", "--device", "cpu"]
     command += [part for setting in settings for part in ("--set", setting)]
