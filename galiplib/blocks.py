@@ -46,7 +46,7 @@ def split_condition(condition: Tensor, parts: int) -> list[Tensor]:
     """What each of `parts` gets: all of (B, C), or in turn its share of (B, affines, C); the last one's is (B, C)."""
     if condition.dim() == 2:
         return [condition] * parts
-    return [part.squeeze(1) for part in condition.chunk(parts, dim=1)]
+    return [part[:, 0] if part.shape[1] == 1 else part for part in condition.chunk(parts, dim=1)]
 
 
 class TextFusion(nn.Module):

@@ -12,6 +12,7 @@ from test_before import BEFORE
 from test_cli import fails, galip
 
 from galiplib import WeightsError, load_generator, sample
+from galiplib.blocks import split_condition
 from galiplib.build import make_bridge, make_generator
 from galiplib.checkpoints import onnx
 from galiplib.checkpoints.loading import export_onnx
@@ -22,6 +23,7 @@ from galiplib.images import to_uint8
 from galiplib.sampling.provenance import Origin, fingerprint, read_png, save_picture
 from galiplib.sampling.recipe import Recipe
 from galiplib.sampling.sample import collect, replay
+from galiplib.systems.ratlip import RecurrentCondition
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra fast")
 pytest.importorskip("onnxscript", reason="extra fast")
@@ -133,6 +135,10 @@ def test_what_differs_or_cannot_be_traced_is_not_written(exported, tmp_path, mon
     monkeypatch.setattr(tiny, "picture_of", surprising.__get__(tiny), raising=False)
     with pytest.raises(WeightsError, match="can't be exported as ONNX"):
         onnx.export(tiny, {})
+    monkeypatch.setattr(onnx, "traced", lambda *_: ModelProto(ir_version=99))
+    with pytest.raises(WeightsError, match="ONNX Runtime can't run this system") as error:
+        export_onnx(TINY, tmp_path / "x.onnx")
+    assert "\n" not in str(error.value)
     models = map(ModelProto.FromString, (exported[2].draws, exported[2].reads))
     monkeypatch.setattr(onnx, "traced", lambda *_: next(models))  # not once more
     monkeypatch.setattr(onnx, "MOST", 1e-12)
@@ -184,6 +190,28 @@ def test_a_batch_as_a_sequence_and_a_truncation_of_its_own(name, model):
     assert found.reads is None and found.difference < 1e-4
     record = onnx.opened(found.draws, "x")[1]
     assert record["noise_inputs"] == generator.noise_dim + (name == "lafite")
+
+
+def test_an_lstm_over_affines_whose_share_is_one_or_several():
+    """RATLIP's and RAT-GAN's: several states for a block, one for each of its affines."""
+
+    class Affines(torch.nn.Module):
+        def __init__(self, parts):
+            super().__init__()
+            self.cell, self.parts = RecurrentCondition(8, 6, 4), parts
+
+        def forward(self, noise, sentence):
+            return torch.stack(
+                [part.flatten(1).mean(1) for part in split_condition(self.cell(noise, sentence), self.parts)]
+            )
+
+    given = {"noise": torch.randn(16, 8), "sentence": torch.randn(16, 6)}
+    for parts in (2, 4):
+        module = Affines(parts).requires_grad_(False)
+        wanted = module(**given)
+        run = onnx.session(onnx.traced(onnx.with_onnx_lstms(module), given, ["states"]).SerializeToString())
+        found = run.run(None, {name: value.numpy() for name, value in given.items()})[0]
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the engine

@@ -173,8 +173,7 @@ def traced(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], mos
             names: dict[str, Any] = {"input_names": list(inputs), "output_names": outputs}
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
     except Exception as error:  # of any kind: what tracing stumbles over can't be listed
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"this system or option of it can't be exported as ONNX: {why[0][:300]}") from error
+        raise WeightsError(f"this system or option of it can't be exported as ONNX: {_first_line(error)}") from error
     model: Any = made and made.model_proto
     for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         part.ClearField("metadata_props")
@@ -182,6 +181,10 @@ def traced(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], mos
     model.graph.ClearField("value_info")
     model.producer_name, model.producer_version = "galiplib", ""
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def halve(model: Any) -> None:
@@ -278,7 +281,10 @@ def export(generator: TextToImage, record: dict[str, Any], half: bool = False, t
     for kind, model, inputs, outputs in models:
         if half:
             halve(model)
-        found = _run_in_two(session(model.SerializeToString()), inputs)
+        try:
+            found = _run_in_two(session(model.SerializeToString()), inputs)
+        except Exception as error:  # onnxruntime's have no common base
+            raise WeightsError(f"ONNX Runtime can't run this system or option of it: {_first_line(error)}") from error
         unlike = max(float((found[name] - value.float()).abs().max()) for name, value in outputs.items())
         if not unlike < MOST:
             what = "pictures" if kind == DRAWS else "sentences"
