@@ -11,14 +11,27 @@ import shlex
 import signal
 import sys
 from contextlib import nullcontext, redirect_stdout
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config
     from .sampling.provenance import Origin
     from .system import TextToImage
+
+
+@cache
+def imported(name: str) -> ModuleType:
+    """A module of the package."""
+    gc.disable()  # nothing that is imported is garbage, and looking for some takes a seventh of a short command's time
+    try:
+        return import_module(name, __package__)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class Later:
@@ -28,11 +41,7 @@ class Later:
         self.name = name
 
     def __getattr__(self, name: str) -> Any:
-        gc.disable()  # a sixth of the time that torch is imported: there is nothing to collect yet
-        try:
-            return getattr(import_module(self.name, __package__), name)
-        finally:
-            gc.enable()
+        return getattr(imported(self.name), name)
 
 
 build, configs, evaluation, files, images = map(Later, (".build", ".config", ".evaluation", ".files", ".images"))
