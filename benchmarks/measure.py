@@ -171,10 +171,15 @@ def own_peak(device: torch.device) -> float:
     return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) / 2**20
 
 
+def alone(script: str, *arguments: str) -> str:
+    """The last line that a benchmark script prints in a process of its own."""
+    made = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return made.stdout.splitlines()[-1]
+
+
 def peak_memory(script: str, *arguments: str) -> float:
     """Peak memory in GB of another process that runs a benchmark script, which prints its `own_peak` last."""
-    made = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    return float(made.stdout.split()[-1])
+    return float(alone(script, *arguments).split()[-1])
 
 
 # ---------------------------------------------------------------- tables

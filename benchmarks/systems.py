@@ -3,11 +3,13 @@
 python benchmarks/systems.py                                   # mini, batch 32; table and CSV in benchmarks/results
 python benchmarks/systems.py --size birds --batch 8            # the published sizes, random weights, a CLIP as ViT-B/32
 python benchmarks/systems.py --systems lafite dfgan --repeats 9
+python benchmarks/systems.py --size birds --batch 8 --once     # a step of each alone, its memory; no products: minutes
 
 A step's seconds and operations are means over sixteen steps, of a lazy phase its share; of its seconds, the median of
 the turns and their quartiles. "Products" are its convolutions and matrix products, each again by itself, on tensors of
 the same shapes: the rate they reach here, and the least time of a step that computes the same in plain operations. What
-a step takes beyond is pointwise work and overhead. Peak memory is that of a process that draws a batch.
+a step takes beyond is pointwise work and overhead. Peak memory is that of a process that draws a batch, or that takes
+one step (`--once`).
 """
 
 from __future__ import annotations
@@ -75,11 +77,18 @@ def calls_of(
     return step, picture
 
 
+def learned(system: System) -> str:
+    """How many parameters the generator's and the discriminator's phases update."""
+    counts = (subjects.count(system.learners(role)) for role in ("generator", "discriminator"))
+    return " + ".join(f"{count / 1e6:.2f} M" for count in counts)
+
+
 class Watch:
     """Sees which phase of a system's step is at work, and since when; what is none has the name ""."""
 
     def __init__(self, system: System) -> None:
         self.marks: list[tuple[str, float]] = []
+        self.share = 1.0  # of a mean step that the step at work is
         phases, averaged = system.phases(), system.averaged
         self.every = {"": 1} | {phase.name: phase.every for phase in phases}
         lazy, penalty = any(phase.every > 1 for phase in phases), system.config.penalty_every
@@ -101,11 +110,12 @@ class Watch:
         total = 0.0
         for number, times in self.kinds.items():
             self.marks.clear()
+            self.share = times / 16
             self.mark("")
             step(number)
             self.mark("")
             for (name, since), (_, until) in pairwise(self.marks):
-                total += times / 16 * (until - since) / self.every[name]
+                total += self.share * (until - since) / self.every[name]
         return total
 
 
@@ -114,20 +124,19 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self.watch, self.share, self.gmac = watch, 1.0, 0.0
+        self.watch, self.gmac = watch, 0.0
         self.found: Counter = Counter()
         self.arguments: dict[str, tuple] = {}
 
-    def record(self, step: Callable[[int], object]) -> None:
-        for number, times in self.watch.kinds.items():
-            self.share = times / 16
-            with self:
-                step(number)
+    def record(self, step: Callable[[int], object]) -> float:
+        """Take the steps -> their seconds, as the watch has them."""
+        with self:
+            return self.watch.seconds(step)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if count := flop_registry.get(function._overloadpacket):
-            share = self.share / self.watch.every[self.watch.marks[-1][0]]
+            share = self.watch.share / self.watch.every[self.watch.marks[-1][0]]
             kept = tree_map(lambda a: a.to("meta") if isinstance(a, Tensor) else a, (args, kwargs or {}))
             shapes = tree_map(lambda a: (a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a, kept)
             self.found[f"{function} {shapes}"] += share
@@ -155,16 +164,36 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the one of a turn that is timed")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out: a process each")
-    parser.add_argument("--only", metavar="SYSTEM", help="draw a batch, then print the peak memory in GB")
+    parser.add_argument("--once", action="store_true", help="one step of each, in a process of its own, no products")
+    only = "draw a batch, then print the peak memory in GB; with --once take a step, and print what it took before that"
+    parser.add_argument("--only", metavar="SYSTEM", help=only)
     args = parser.parse_args()
     torch.set_num_threads(1)
     device, bridge = torch.device("cpu"), subjects.bridge_of(CLIPS[args.size], torch.device("cpu"))
     if args.only:
         config = config_of(args.size, args.only, args.precision)
-        generator = make_generator(bridge, config).eval()
-        with torch.inference_mode():
-            generator.picture_of(torch.randn(args.batch, generator.noise_dim), text_of(bridge, args.batch))
-        print(measure.own_peak(device))
+        if args.once:
+            system = make_system(bridge, config)
+            step, _ = calls_of(system, config, bridge, args.batch)
+            recorder = Recorder(Watch(system))
+            print(learned(system), f"{recorder.record(step):.1f}", f"{recorder.gmac:.0f}", sep=";", end=";")
+        else:
+            generator = make_generator(bridge, config).eval()
+            with torch.inference_mode():
+                generator.picture_of(torch.randn(args.batch, generator.noise_dim), text_of(bridge, args.batch))
+        print(f"{measure.own_peak(device):.2f}")
+        return
+    note = measure.describe(device)
+    if args.once:
+        rows = []
+        for name in args.systems:
+            asked = ("--size", args.size, "--only", name, "--batch", str(args.batch), "--precision", args.precision)
+            numbers = measure.alone(__file__, *asked, "--once").split(";")
+            titles = "parameters G, D", "s a step", "GMAC", "peak GB, a step"
+            row = {"system": name, "batch": args.batch} | dict(zip(titles, numbers, strict=True))
+            rows.append(row | {f"peak GB, {args.batch} pictures": measure.alone(__file__, *asked)})
+            print(rows[-1], flush=True)
+        measure.write_table(f"systems_{args.size}_{args.precision}_once", rows, note)
         return
     configs = {name: config_of(args.size, name, args.precision) for name in args.systems}
     times: dict[str, list[float]] = {name: [] for name in configs}
@@ -189,13 +218,13 @@ def main() -> None:
         recorder = Recorder(Watch(system))
         recorder.record(step)
         drawn = measure.count(picture).gmac
-        learned = subjects.count(system.learners("generator")), subjects.count(system.learners("discriminator"))
+        parameters = learned(system)
         del system, step, picture
         gc.collect()
         gmac, products = recorder.gmac, recorder.seconds()
         row = {
             "system": name, "batch": args.batch,
-            "parameters G, D": " + ".join(f"{count / 1e6:.2f} M" for count in learned),
+            "parameters G, D": parameters,
             "s a step": f"{seconds:.3f} ({low:.3f}-{high:.3f})",
             "GMAC": f"{gmac:.1f}", "products, s": f"{products:.3f}",
             "times its products": f"{seconds / products:.2f}", "products, GFLOP/s": f"{2 * gmac / products:.0f}",
@@ -204,10 +233,10 @@ def main() -> None:
         }  # fmt: skip
         if not args.no_memory:
             arguments = ("--size", args.size, "--only", name, "--batch", str(args.batch))
-            row[f"peak GB, {args.batch} pictures"] = f"{measure.peak_memory(__file__, *arguments):.2f}"
+            row[f"peak GB, {args.batch} pictures"] = measure.alone(__file__, *arguments)
         rows.append(row)
         print(row, flush=True)
-    measure.write_table(f"systems_{args.size}_{args.precision}", rows, measure.describe(device))
+    measure.write_table(f"systems_{args.size}_{args.precision}", rows, note)
 
 
 if __name__ == "__main__":
