@@ -192,8 +192,7 @@ def main() -> None:
             titles = "parameters G, D", "s a step", "GMAC", "peak GB, a step"
             row = {"system": name, "batch": args.batch} | dict(zip(titles, numbers, strict=True))
             rows.append(row | {f"peak GB, {args.batch} pictures": measure.alone(__file__, *asked)})
-            print(rows[-1], flush=True)
-        measure.write_table(f"systems_{args.size}_{args.precision}_once", rows, note)
+            measure.write_table(f"systems_{args.size}_{args.precision}_once", rows, note)  # with what there is so far
         return
     configs = {name: config_of(args.size, name, args.precision) for name in args.systems}
     times: dict[str, list[float]] = {name: [] for name in configs}
