@@ -42,7 +42,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     },
     "birds64": {
         "title": "Birds from photographs",
-        "about": "Learned from photographs of birds, 64 x 64 pixels: a beginning, many without a head.",
+        "about": "Learned from photographs of birds, 64 x 64 pixels: small birds on twigs or water, some a mere lump.",
         "examples": ["a small red bird with black wings", "this bird is yellow with a black head",
                      "a blue bird with a white belly"],
     },
